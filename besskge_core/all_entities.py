@@ -1,0 +1,91 @@
+"""Scores of queries against all entities, a tile of the sharded table at a time.
+
+Axes:
+    Q: queries      T: entities of a tile, rows of one shard that follow each other
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, List, NamedTuple
+
+import torch
+from torch import Tensor
+
+from besskge_core.errors import ConfigError
+from besskge_core.scoring import BaseScoreFunction
+
+SIDES = ("head", "tail")
+
+
+class Tile(NamedTuple):
+    """Scores (Q, T) of the entities whose flat rows are `first` to `first + T`."""
+
+    first: int
+    scores: Tensor
+
+
+class AllEntityScorer:
+    """Scores queries (h, r, ?) and (?, r, t) against every entity.
+
+    A model with inverse relations answers (?, r, t) as (t, inverse of r, ?), the direction in
+    which reciprocal models are trained (Lacroix et al., ICML 2018); others score heads directly.
+
+    Args:
+        score_fn: the model.
+        max_scores: scores held at a time; bounds the memory.
+    """
+
+    def __init__(self, score_fn: BaseScoreFunction, max_scores: int = 2**25) -> None:
+        if max_scores < 1:
+            raise ConfigError(f"max_scores must be at least 1, got {max_scores}")
+        self.score_fn, self.max_scores = score_fn, max_scores
+
+    @property
+    def batch_size(self) -> int:
+        """Queries whose scores of all entities can be held, between 64 and 1024."""
+        return min(max(self.max_scores // self.score_fn.sharding.n_entity, 64), 1024)
+
+    @torch.no_grad()
+    def tiles(self, side: str, entity_row: Tensor, relation: Tensor) -> Iterator[Tile]:
+        """Tiles of the scores of a batch of queries, over all shards; padding is left out.
+
+        Args:
+            side: the side asked for, "head" or "tail".
+            entity_row: (Q,), flat rows of the known entities, see `Sharding.flat_row`.
+            relation: (Q,), relation IDs, without inverses.
+        """
+        score_fn, sharding = self.score_fn, self.score_fn.sharding
+        table = score_fn.entity_embedding
+        known = table.flatten(end_dim=1).index_select(0, entity_row)
+        inverse = side == "head" and score_fn.inverse_relations
+        rows = score_fn.relation(relation + score_fn.n_relation_type if inverse else relation)
+        formula = score_fn.formula
+        # A formula that broadcasts holds a row for each score.
+        cost = len(relation) * (table.shape[-1] if formula.materializes else 1)
+        height = max(self.max_scores // max(cost, 1), 1)
+        for shard, count in enumerate(sharding.shard_counts.tolist()):
+            for first in range(0, count, height):
+                candidates = table[shard, first : min(first + height, count)]
+                if side == "tail" or inverse:
+                    scores = formula.tails(known, rows, candidates)
+                else:
+                    scores = formula.heads(candidates, rows, known)
+                yield Tile(shard * table.shape[1] + first, scores)
+
+    def tiles_twice(self, side: str, entity_row: Tensor, relation: Tensor) -> TilesTwice:
+        """The same tiles, to be walked through more than once; kept if they fit."""
+        return TilesTwice(self, side, entity_row, relation)
+
+
+class TilesTwice:
+    """Tiles that can be walked through again, with the same bits each time."""
+
+    def __init__(
+        self, scorer: AllEntityScorer, side: str, entity_row: Tensor, relation: Tensor
+    ) -> None:
+        self._scorer, self._query = scorer, (side, entity_row, relation)
+        fits = len(relation) * scorer.score_fn.sharding.n_entity <= scorer.max_scores
+        self._kept: List[Tile] = list(scorer.tiles(*self._query)) if fits else []
+
+    def __iter__(self) -> Iterator[Tile]:
+        return iter(self._kept) if self._kept else self._scorer.tiles(*self._query)

@@ -1,0 +1,312 @@
+"""What each shard gets in one step.
+
+A batch is a pure function of (seed, epoch, step): any process can draw any step again, which is
+what makes a run resumable bit for bit and lets each worker draw only its own part.
+
+Axes of a batch, for triples partitioned by shard pairs:
+    M: micro-batches of a step          S: hosting shard, then peer shard
+    P: positives of a bucket            B = S * P: positives that one shard scores
+For "h_shard" and "t_shard" there is no peer axis, and B = P.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Dict, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from besskge_core.errors import ConfigError
+from besskge_core.negative_sampler import ShardedNegativeSampler
+from besskge_core.philox import BLOCK, Position, Purpose, below, permutation, random_bits
+from besskge_core.sharding import PartitionedTripleSet
+
+Batch = Dict[str, Tensor]
+
+
+class ShardedBatchSampler(torch.utils.data.Dataset, abc.ABC):
+    """Equally many triples of each bucket, with their negatives.
+
+    Indexing draws a batch: `sampler[step]` of the current :attr:`epoch`, or `sampler[positions]`
+    for a list of places within a bucket, in the manner of a map-style data set.
+
+    Args:
+        partitioned_triple_set: the triples.
+        negative_sampler: of their negatives.
+        shard_bs: positives that one shard scores in a micro-batch; rounded up to a multiple of
+            the number of buckets of a shard, see :attr:`positive_per_partition`.
+        batches_per_step: M, micro-batches drawn together.
+        seed: for all draws.
+        hrt_freq_weighting: weight triples by 1 / sqrt(n(h, r) + n(r, t) + weight_smoothing),
+            n counted in this set (the subsampling weight of Sun et al., ICLR 2019).
+        weight_smoothing: see above.
+        duplicate_batch: draw half as many triples, each twice, once for either side ("ht").
+        return_triple_idx: also give the places of the triples in the partitioned set.
+
+    Raises:
+        ConfigError: no triples, or a `shard_bs` too small for one triple of each bucket.
+    """
+
+    def __init__(
+        self,
+        partitioned_triple_set: PartitionedTripleSet,
+        negative_sampler: ShardedNegativeSampler,
+        shard_bs: int,
+        batches_per_step: int,
+        seed: int,
+        hrt_freq_weighting: bool = False,
+        weight_smoothing: float = 0.0,
+        duplicate_batch: bool = False,
+        return_triple_idx: bool = False,
+    ) -> None:
+        if len(partitioned_triple_set.triples) == 0:
+            raise ConfigError("there are no triples to sample from")
+        self.triple_set = partitioned_triple_set
+        self.negative_sampler = negative_sampler
+        self.n_shard = partitioned_triple_set.sharding.n_shard
+        self.batches_per_step, self.seed, self.epoch = batches_per_step, seed, 0
+        self.duplicate_batch, self.return_triple_idx = duplicate_batch, return_triple_idx
+        self.paired = partitioned_triple_set.partition_mode == "ht_shardpair"
+        buckets_per_shard = self.n_shard if self.paired else 1
+        drawn = -(-shard_bs // buckets_per_shard)
+        even = negative_sampler.corruption_scheme == "ht"
+        if duplicate_batch:
+            drawn //= 2
+        elif even:
+            drawn -= drawn % 2
+        if drawn < 1:
+            least = buckets_per_shard * (1 + (even or duplicate_batch))
+            raise ConfigError(f"shard_bs must be at least {least} here, got {shard_bs}")
+        self._drawn = drawn  # triples drawn of each bucket and micro-batch
+        #: P: triples of each bucket in a micro-batch
+        self.positive_per_partition = drawn * (2 if duplicate_batch else 1)
+        #: B: positives that a shard really scores in a micro-batch
+        self.shard_bs = self.positive_per_partition * buckets_per_shard
+        #: triples that a step takes from each bucket
+        self.partition_sample_size = batches_per_step * drawn
+        self._frequency_weight: Optional[NDArray[np.float64]] = None
+        if hrt_freq_weighting:
+            self._frequency_weight = frequency_weight(partitioned_triple_set, weight_smoothing)
+
+    @property
+    @abc.abstractmethod
+    def n_step(self) -> int:
+        """Steps of an epoch."""
+
+    @abc.abstractmethod
+    def sample_triples(
+        self, position: Position, shuffle: bool
+    ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]], Optional[NDArray[np.float64]]]:
+        """The triples of a step.
+
+        Returns:
+            Per bucket (n_bucket, partition_sample_size): places in the partitioned set; which of
+            them count (None: all); their weights (None: one each).
+        """
+
+    def batch(self, position: Position, shuffle: bool = True) -> Batch:
+        """The batch of a step.
+
+        Args:
+            position: epoch and step.
+            shuffle: False takes the triples in their stored order.
+
+        Returns:
+            "head", "relation", "tail" int32 (M, S, [S,] P): rows or IDs as partitioned; a tail is
+            listed by the shard that owns it, [m, owner, processing, p], others by the shard that
+            processes the triple. "negative" int32 (M, S, S, B', N) and "negative_mask" as the
+            negative sampler gives them. "triple_mask" bool like "head", False for padding.
+            "triple_weight" float32 (M, S, B). "triple_idx" int64 like "head". A column of made-up
+            answers is left out.
+        """
+        return self._assemble(position, *self.sample_triples(position, shuffle))
+
+    def __len__(self) -> int:
+        return self.n_step
+
+    def __getitem__(self, index: Union[int, Sequence[int]]) -> Batch:
+        if isinstance(index, (int, np.integer)):
+            if not 0 <= index < self.n_step:
+                raise IndexError(f"step {index} of an epoch of {self.n_step}")
+            return self.batch(Position(self.epoch, int(index)))
+        places = np.asarray(index, dtype=np.int64)
+        triples, kept = self._at(np.broadcast_to(places, (self.n_bucket, len(places))))
+        return self._assemble(Position(self.epoch, int(places[0])), triples, kept, None)
+
+    @property
+    def n_bucket(self) -> int:
+        """Buckets of all shards."""
+        return int(self.triple_set.triple_counts.size)
+
+    @property
+    @abc.abstractmethod
+    def epoch_size(self) -> int:
+        """Triples that an epoch counts, padding left out."""
+
+    def _at(
+        self, places: NDArray[np.integer]
+    ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]]]:
+        """Triples at places (n_bucket, K) of their buckets, which repeat; False where repeated."""
+        counts = self.triple_set.triple_counts.reshape(-1, 1)
+        offsets = self.triple_set.triple_offsets.reshape(-1, 1)
+        within = offsets + places % np.maximum(counts, 1)
+        # An empty bucket has nothing to show; triple 0 stands in, masked.
+        return np.where(counts > 0, within, 0), places < counts
+
+    def _assemble(
+        self,
+        position: Position,
+        triples: NDArray[np.int64],
+        kept: Optional[NDArray[np.bool_]],
+        weight: Optional[NDArray[np.float64]],
+    ) -> Batch:
+        sample_idx = self._by_micro_batch(triples)
+        found = dict(self.negative_sampler(sample_idx, position))
+        rows = self.triple_set.triples[sample_idx]
+        columns = {"head": rows[..., 0], "relation": rows[..., 1], "tail": rows[..., 2]}
+        if self.paired:
+            columns["tail"] = columns["tail"].swapaxes(1, 2)
+        columns.pop(self.triple_set.dummy, None)
+        if "negative_entities" in found:
+            columns["negative"] = found.pop("negative_entities")
+        columns.update(found)
+        if kept is not None:
+            columns["triple_mask"] = self._by_micro_batch(kept)
+        weights = self._weights(sample_idx, weight)
+        if weights is not None:
+            columns["triple_weight"] = weights
+        if self.return_triple_idx:
+            columns["triple_idx"] = sample_idx
+        return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in columns.items()}
+
+    def _by_micro_batch(self, per_bucket: NDArray[np.generic]) -> NDArray[np.generic]:
+        """(n_bucket, M * drawn) -> (M, S, [S,] P)."""
+        shape = self.triple_set.triple_counts.shape
+        split = per_bucket.reshape(*shape, self.batches_per_step, self._drawn)
+        split = np.moveaxis(split, -2, 0)
+        return np.concatenate([split, split], axis=-1) if self.duplicate_batch else split
+
+    def _weights(
+        self, sample_idx: NDArray[np.integer], weight: Optional[NDArray[np.float64]]
+    ) -> Optional[NDArray[np.float32]]:
+        """float32 (M, S, B), or None when every triple weighs one."""
+        if weight is None and self._frequency_weight is None:
+            return None
+        weights = np.ones(sample_idx.shape)
+        if weight is not None:
+            weights = weights * self._by_micro_batch(weight)
+        if self._frequency_weight is not None:
+            weights = weights * self._frequency_weight[sample_idx]
+        shape = (self.batches_per_step, self.n_shard, self.shard_bs)
+        return weights.reshape(shape).astype(np.float32)
+
+
+class RigidShardedBatchSampler(ShardedBatchSampler):
+    """Every triple once an epoch; shorter buckets are padded, and the mask says where.
+
+    The order within each bucket is shuffled anew for every epoch.
+    """
+
+    _order: Tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+
+    @property
+    def epoch_size(self) -> int:
+        return len(self.triple_set.triples)
+
+    @property
+    def n_step(self) -> int:
+        return int(-(-self.triple_set.triple_counts.max() // self.partition_sample_size))
+
+    def sample_triples(
+        self, position: Position, shuffle: bool
+    ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]], Optional[NDArray[np.float64]]]:
+        first = position.step * self.partition_sample_size
+        places = np.arange(first, first + self.partition_sample_size)
+        triples, kept = self._at(np.broadcast_to(places, (self.n_bucket, len(places))))
+        return self._shuffled(position.epoch)[triples] if shuffle else triples, kept, None
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        """int64 (n_triple,): each bucket's places in the order of this epoch."""
+        known, order = self._order
+        if known != epoch:
+            counts = self.triple_set.triple_counts.ravel()
+            offsets = self.triple_set.triple_offsets.ravel()
+            order = np.concatenate(
+                [
+                    first + permutation(self.seed, Purpose.SHUFFLE, Position(epoch, bucket), n)
+                    for bucket, (first, n) in enumerate(zip(offsets, counts))
+                ]
+            )
+            self._order = (epoch, order)
+        return order
+
+
+class RandomShardedBatchSampler(ShardedBatchSampler):
+    """Triples drawn with replacement, equally many of each bucket.
+
+    A large bucket's triples would be drawn too rarely, so each triple weighs by the size of its
+    bucket over the mean: in expectation all triples count the same, and the weights of a step
+    sum to its number of triples. Empty buckets weigh nothing.
+
+    Args:
+        bucket_weighting: False gives the unweighted batches of upstream BESS-KGE.
+    """
+
+    def __init__(self, *args: object, bucket_weighting: bool = True, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+        self.bucket_weighting = bucket_weighting
+
+    @property
+    def epoch_size(self) -> int:
+        return self.n_step * self.partition_sample_size * self.n_bucket
+
+    @property
+    def n_step(self) -> int:
+        per_step = self.partition_sample_size * self.n_bucket
+        return int(-(-len(self.triple_set.triples) // per_step))
+
+    def sample_triples(
+        self, position: Position, shuffle: bool
+    ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]], Optional[NDArray[np.float64]]]:
+        width = self.partition_sample_size
+        padded = -(-width // BLOCK) * BLOCK
+        bits = random_bits(self.seed, Purpose.TRIPLES, position, self.n_bucket * padded)
+        counts = self.triple_set.triple_counts.reshape(-1, 1)
+        places = below(bits.reshape(-1, padded)[:, :width], counts)
+        triples, kept = self._at(places)
+        mask = None if counts.all() else kept
+        if not self.bucket_weighting:
+            return triples, mask, None
+        return triples, mask, np.broadcast_to(counts / counts.mean(), triples.shape)
+
+
+def frequency_weight(triple_set: PartitionedTripleSet, smoothing: float) -> NDArray[np.float64]:
+    """1 / sqrt(n(h, r) + n(r, t) + smoothing) of every triple, with mean 1.
+
+    Entities are counted by ID, not by row, so that different shards are not mixed up.
+
+    Returns:
+        float64 (n_triple,), in the partitioned order.
+    """
+    sharding, triples = triple_set.sharding, triple_set.triples
+    bucket = np.repeat(np.arange(triple_set.triple_counts.size), triple_set.triple_counts.ravel())
+    head_shard, tail_shard = bucket, bucket
+    if triple_set.partition_mode == "ht_shardpair":
+        head_shard, tail_shard = np.divmod(bucket, sharding.n_shard)
+    head, relation, tail = triples.astype(np.int64).T
+    if triple_set.partition_mode != "t_shard":
+        head = sharding.shard_and_idx_to_entity[head_shard, head]
+    if triple_set.partition_mode != "h_shard":
+        tail = sharding.shard_and_idx_to_entity[tail_shard, tail]
+    n_entity = np.int64(sharding.n_entity)
+    total = np.full(len(triples), smoothing)
+    for entity in (head, tail):
+        _, inverse, count = np.unique(
+            relation * n_entity + entity, return_inverse=True, return_counts=True
+        )
+        total += count[inverse.ravel()]
+    weight: NDArray[np.float64] = 1.0 / np.sqrt(total)
+    return weight / weight.mean()

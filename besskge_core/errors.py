@@ -1,0 +1,69 @@
+"""Every error and warning that besskge_core raises on purpose, as one tree.
+
+::
+
+    BessError
+    ├── ConfigError (ValueError)              an option or argument has a value that cannot work
+    ├── ShapeError (ValueError)               an array or tensor lacks the axes that were promised
+    ├── DataError (ValueError)                input data is wrong; begins "file:line:" where known
+    ├── DatasetNotFoundError (FileNotFoundError)  no benchmark, file or folder of this name
+    ├── DownloadError (OSError)               a benchmark could not be fetched, or came damaged
+    ├── CheckpointError (RuntimeError)        a checkpoint is incomplete, damaged or of other make
+    └── NonFiniteLossError (ArithmeticError)  the loss became NaN or infinite
+
+    UserWarning
+    └── DataWarning                           input data looks wrong, but carrying on is right
+
+``except BessError`` catches all of them; the built-in class in brackets is a base too, so that
+``except ValueError`` works as well. Each message says what was expected, what came and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BessError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DataWarning",
+    "DatasetNotFoundError",
+    "DownloadError",
+    "NonFiniteLossError",
+    "ShapeError",
+]
+
+
+class BessError(Exception):
+    """Base of all errors of besskge_core."""
+
+
+class ConfigError(BessError, ValueError):
+    """An option or argument has a value that cannot work."""
+
+
+class ShapeError(BessError, ValueError):
+    """An array or tensor does not have the axes its caller promised."""
+
+
+class DataError(BessError, ValueError):
+    """Input data is wrong; the message begins with ``file:line:`` where they are known."""
+
+
+class DatasetNotFoundError(BessError, FileNotFoundError):
+    """No benchmark, file or folder has this name."""
+
+
+class DownloadError(BessError, OSError):
+    """A benchmark could not be fetched, or what came is not what it should be."""
+
+
+class CheckpointError(BessError, RuntimeError):
+    """A checkpoint is incomplete, damaged or of another make."""
+
+
+class NonFiniteLossError(BessError, ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+class DataWarning(UserWarning):
+    """Input data looks wrong, but carrying on is right; the message counts the cases."""

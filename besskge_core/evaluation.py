@@ -1,0 +1,221 @@
+"""Filtered ranking of test triples against all entities, streaming over the shards.
+
+For each triple, the tail is ranked among all entities as an answer of (h, r, ?) and the head as
+an answer of (?, r, t); other known answers are taken out ("filtered", Bordes et al., NeurIPS
+2013). Only counts are kept: how many candidates score better than the true one, and how many
+the same. Ranks are realistic unless another mode is asked for; a true score that is not a number
+ranks last.
+
+Axes:
+    Q: queries      T: entities of a tile
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from besskge_core.all_entities import SIDES, AllEntityScorer, TilesTwice
+from besskge_core.errors import ConfigError
+from besskge_core.known import KnownTriples
+from besskge_core.metric import count_ranks, make_metric
+from besskge_core.ops import count_better
+from besskge_core.scoring import BaseScoreFunction
+
+#: Metrics reported unless others are asked for.
+METRICS = ("mrr", "hits@1", "hits@3", "hits@10", "mean_rank", "amri")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How each triple's answers fared, by side.
+
+    Attributes:
+        relation: (n_triple,).
+        better: side to int64 (n_triple,), candidates that score better than the true one.
+        equal: side to int64 (n_triple,), other candidates that score the same.
+        n_candidate: side to int64 (n_triple,), candidates, the true one among them.
+    """
+
+    relation: NDArray[np.integer]
+    better: Dict[str, NDArray[np.int64]]
+    equal: Dict[str, NDArray[np.int64]]
+    n_candidate: Dict[str, NDArray[np.int64]]
+
+    def ranks(self, mode: str = "realistic", side: str = "both") -> NDArray[np.float64]:
+        """float64 (n_triple,), or (2 n_triple,) for both sides, heads first."""
+        better, equal = self._joined(self.better, side), self._joined(self.equal, side)
+        ranks: NDArray[np.float64] = count_ranks(
+            torch.from_numpy(better), torch.from_numpy(equal), mode
+        ).numpy()
+        return ranks
+
+    def metrics(
+        self,
+        mode: str = "realistic",
+        side: str = "both",
+        relation: Optional[int] = None,
+        names: Sequence[str] = METRICS,
+    ) -> Dict[str, float]:
+        """Means over the queries.
+
+        Args:
+            mode: "realistic", "optimistic" or "pessimistic".
+            side: "head", "tail" or "both".
+            relation: only the triples of this relation.
+            names: "mrr", "hits@k", "mean_rank", or "amri", the adjusted mean rank index
+                1 - (MR - 1) / (E[MR] - 1) of Berrendorf et al., 2020: 1 is perfect, 0 is chance.
+
+        Raises:
+            ConfigError: no such mode, side or metric.
+        """
+        ranks, n_candidate = self.ranks(mode, side), self._joined(self.n_candidate, side)
+        if relation is not None:
+            chosen = np.tile(self.relation == relation, len(ranks) // max(len(self.relation), 1))
+            ranks, n_candidate = ranks[chosen], n_candidate[chosen]
+        return {name: _mean_metric(name, ranks, n_candidate) for name in names}
+
+    def by_relation(
+        self, mode: str = "realistic", side: str = "both", names: Sequence[str] = METRICS
+    ) -> Dict[int, Dict[str, float]]:
+        """Relation ID to its metrics, for each relation that occurs."""
+        return {
+            int(relation): self.metrics(mode, side, int(relation), names)
+            for relation in np.unique(self.relation)
+        }
+
+    def _joined(self, of_side: Dict[str, NDArray[np.int64]], side: str) -> NDArray[np.int64]:
+        wanted = [s for s in SIDES if s in of_side] if side == "both" else [side]
+        missing = [s for s in wanted if s not in of_side]
+        if missing or not wanted:
+            raise ConfigError(f"side {side!r} was not ranked; expected 'both' or {list(of_side)}")
+        return np.concatenate([of_side[s] for s in wanted])
+
+
+def _mean_metric(name: str, ranks: NDArray[np.float64], n_candidate: NDArray[np.int64]) -> float:
+    if len(ranks) == 0:
+        return math.nan
+    if name == "mean_rank":
+        return float(ranks.mean())
+    if name == "amri":
+        expected = float(((n_candidate + 1) / 2).mean())
+        return math.nan if expected == 1.0 else 1.0 - (float(ranks.mean()) - 1) / (expected - 1)
+    return float(make_metric(name)(torch.from_numpy(ranks)).double().mean())
+
+
+def rank_triples(
+    score_fn: BaseScoreFunction,
+    triples: NDArray[np.integer],
+    known: Optional[KnownTriples] = None,
+    sides: Sequence[str] = SIDES,
+    max_scores: int = 2**25,
+    progress: Callable[[int], object] = lambda n_query: None,
+) -> Ranking:
+    """Rank the entities of triples among all entities.
+
+    Args:
+        score_fn: the model; it is put in evaluation mode while this runs.
+        triples: (n_triple, 3), entity and relation IDs.
+        known: triples to filter with, normally those of train, valid and test; None: raw ranks.
+        sides: which sides to rank.
+        max_scores: scores held at a time; bounds the memory, never changes a rank.
+        progress: called with the number of queries done since the last call.
+
+    Raises:
+        ConfigError: triples of another graph, or an unknown side.
+    """
+    _check(score_fn, triples, sides)
+    scorer = AllEntityScorer(score_fn, max_scores)
+    was_training = score_fn.training
+    score_fn.eval()
+    counts: Dict[str, Tuple[NDArray[np.int64], ...]] = {}
+    for side in sides:
+        parts: List[Tuple[NDArray[np.int64], ...]] = []
+        for first in range(0, len(triples), scorer.batch_size):
+            batch = np.asarray(triples[first : first + scorer.batch_size], dtype=np.int64)
+            parts.append(_rank_batch(scorer, batch, known, side))
+            progress(len(batch))
+        empty = np.empty(0, dtype=np.int64)
+        columns = list(zip(*parts)) or [(empty,), (empty,), (empty,)]
+        counts[side] = tuple(np.concatenate(column) for column in columns)
+    score_fn.train(was_training)
+    better, equal, n_candidate = ({s: c[i] for s, c in counts.items()} for i in range(3))
+    return Ranking(np.asarray(triples)[:, 1], better, equal, n_candidate)
+
+
+def _rank_batch(
+    scorer: AllEntityScorer, triples: NDArray[np.int64], known: Optional[KnownTriples], side: str
+) -> Tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """better, equal and n_candidate (Q,) of one batch of queries."""
+    sharding, device = scorer.score_fn.sharding, scorer.score_fn.entity_embedding.device
+    head, relation, tail = triples.T
+    given, answer = (head, tail) if side == "tail" else (tail, head)
+    query, filtered = np.empty(0, np.int64), np.empty(0, np.int64)
+    if known is not None:
+        query, filtered = (known.tails if side == "tail" else known.heads)(given, relation)
+        others = filtered != answer[query]
+        query, filtered = query[others], filtered[others]
+    n_candidate = sharding.n_entity - np.bincount(query, minlength=len(triples))
+
+    def on_device(x: NDArray[np.integer]) -> Tensor:
+        return torch.from_numpy(x).to(device)
+
+    rows = sharding.flat_row
+    tiles = scorer.tiles_twice(side, on_device(rows[given]), on_device(relation))
+    answer_row, filtered_row = on_device(rows[answer]), on_device(rows[filtered])
+    true_score = _pick_true(tiles, answer_row)
+    better = torch.zeros(len(triples), dtype=torch.int64, device=device)
+    equal = torch.full_like(better, -1)  # the answer equals itself
+    query_of = on_device(query)
+    for first, scores in tiles:
+        better_here, equal_here = count_better(scores, true_score)
+        better += better_here
+        equal += equal_here
+        here = (filtered_row >= first) & (filtered_row < first + scores.shape[1])
+        q, column = query_of[here], filtered_row[here] - first
+        taken_out = scores[q, column]
+        better.index_add_(0, q, -(taken_out > true_score[q]).long())
+        equal.index_add_(0, q, -(taken_out == true_score[q]).long())
+    lost = true_score.isnan()
+    better = torch.where(lost, on_device(n_candidate) - 1, better)
+    equal = equal.masked_fill(lost, 0)
+    return better.cpu().numpy(), equal.cpu().numpy(), n_candidate
+
+
+def _pick_true(tiles: TilesTwice, answer_row: Tensor) -> Tensor:
+    """(Q,): the scores of the answers, the very numbers that their tiles hold."""
+    true_score: Optional[Tensor] = None
+    for first, scores in tiles:
+        if true_score is None:
+            true_score = scores.new_full((len(answer_row),), math.nan)
+        column = answer_row - first
+        here = (column >= 0) & (column < scores.shape[1])
+        found = scores.gather(1, column.clamp(0, scores.shape[1] - 1)[:, None])[:, 0]
+        true_score = torch.where(here, found, true_score)
+    assert true_score is not None
+    return true_score
+
+
+def _check(
+    score_fn: BaseScoreFunction, triples: NDArray[np.integer], sides: Sequence[str]
+) -> None:
+    unknown = sorted(set(sides) - set(SIDES))
+    if unknown or not sides:
+        raise ConfigError(f"unknown sides {unknown or sides}; expected some of {SIDES}")
+    if len(triples) == 0:
+        return
+    if triples.ndim != 2 or triples.shape[1] != 3:
+        raise ConfigError(f"triples have shape {triples.shape}, expected (n_triple, 3)")
+    n_entity, n_relation = score_fn.sharding.n_entity, score_fn.n_relation_type
+    top = triples.max(axis=0)
+    if triples.min() < 0 or max(top[0], top[2]) >= n_entity or top[1] >= n_relation:
+        raise ConfigError(
+            f"triples name entity {max(top[0], top[2])} and relation {top[1]}; the model has"
+            f" {n_entity} entities and {n_relation} relations"
+        )

@@ -1,0 +1,196 @@
+"""Losses: what the scores of a positive and of its negatives cost.
+
+A loss of this module is a weighted *sum* over the positives of a micro-batch, times `loss_scale`,
+in float32 (or float64 if the scores are), and changes none of its arguments. An excluded negative
+(padding, a true triple) scores -inf: it costs nothing, has no gradient, and does not count among
+the negatives of its row.
+
+Axes:
+    B: positives      N: negatives of each
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Callable, Dict, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from besskge_core.errors import ConfigError
+from besskge_core.registry import Registry
+from besskge_core.shapes import match_shapes
+
+LOSSES: Registry[type] = Registry("loss")
+
+
+class BaseLossFunction(nn.Module, abc.ABC):
+    """Base of the losses of sampled negatives.
+
+    Args:
+        negative_adversarial_sampling: weigh the negatives of a row by the softmax of their
+            scores, without gradient (self-adversarial weights, Sun et al., ICLR 2019, eq. 5);
+            otherwise uniformly.
+        negative_adversarial_scale: factor of the scores in that softmax.
+        loss_scale: factor of the loss.
+    """
+
+    def __init__(
+        self,
+        negative_adversarial_sampling: bool = False,
+        negative_adversarial_scale: float = 1.0,
+        loss_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.negative_adversarial_sampling = negative_adversarial_sampling
+        self.negative_adversarial_scale = negative_adversarial_scale
+        self.loss_scale = loss_scale
+
+    def forward(
+        self,
+        positive_score: Tensor,
+        negative_score: Tensor,
+        triple_weight: Tensor,
+        negative_mask: Optional[Tensor] = None,
+    ) -> Tensor:
+        """The loss of a micro-batch.
+
+        Args:
+            positive_score: (B,).
+            negative_score: (B, N).
+            triple_weight: (B,) or (1,) or (), weights of the positives.
+            negative_mask: bool, broadcasts to (B, N), False excludes a negative.
+
+        Returns:
+            (), float32 or float64.
+        """
+        match_shapes(positive_score=(positive_score, "B"), negative_score=(negative_score, "B N"))
+        wide = torch.promote_types(positive_score.dtype, torch.float32)
+        negative = negative_score.to(wide)
+        n_negative: Tensor | float = float(negative.shape[1])
+        if negative_mask is not None:
+            negative = negative.masked_fill(~negative_mask, -math.inf)
+            n_negative = negative_mask.expand_as(negative).sum(-1).to(wide)
+        loss = self.per_positive(positive_score.to(wide), negative, n_negative)
+        return self.loss_scale * (triple_weight.to(wide) * loss).sum()
+
+    @abc.abstractmethod
+    def per_positive(
+        self, positive: Tensor, negative: Tensor, n_negative: Tensor | float
+    ) -> Tensor:
+        """positive (B,), negative (B, N) with -inf where excluded, how many are not -> (B,)."""
+
+    def get_negative_weights(
+        self, negative: Tensor, n_negative: Tensor | float = 0.0
+    ) -> Tensor:
+        """Weights (B, N), or (B, 1) if uniform, of the negatives of each row; they sum to one."""
+        if self.negative_adversarial_sampling:
+            weight = (self.negative_adversarial_scale * negative.detach()).softmax(-1)
+            return weight.nan_to_num(0.0) if isinstance(n_negative, Tensor) else weight
+        if isinstance(n_negative, Tensor):
+            return 1.0 / n_negative.clamp(min=1.0).unsqueeze(-1)
+        return negative.new_full((1, 1), 1.0 / negative.shape[1])
+
+
+@LOSSES.register("logsigmoid")
+class LogSigmoidLoss(BaseLossFunction):
+    """-1/2 (log s(p + margin) + sum_n w_n log s(-n - margin)). Sun et al., ICLR 2019, eq. 6.
+
+    Scores are negated distances, so a margin that scores must stay above is added to both.
+
+    Args:
+        margin: see the formula.
+        negative_adversarial_sampling, negative_adversarial_scale, loss_scale: see the base class.
+    """
+
+    def __init__(
+        self,
+        margin: float,
+        negative_adversarial_sampling: bool,
+        negative_adversarial_scale: float = 1.0,
+        loss_scale: float = 1.0,
+    ) -> None:
+        super().__init__(negative_adversarial_sampling, negative_adversarial_scale, loss_scale)
+        self.margin = margin
+
+    def per_positive(
+        self, positive: Tensor, negative: Tensor, n_negative: Tensor | float
+    ) -> Tensor:
+        weight = self.get_negative_weights(negative, n_negative)
+        per_negative = (weight * F.logsigmoid(-negative - self.margin)).sum(-1)
+        return -0.5 * (F.logsigmoid(positive + self.margin) + per_negative)
+
+
+#: Activations of the margin ranking loss.
+ACTIVATIONS: Dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "softplus": F.softplus,
+    "identity": lambda x: x,
+}
+
+
+@LOSSES.register("marginranking")
+class MarginRankingLoss(BaseLossFunction):
+    """sum_n w_n activation(n - p + margin). Bordes et al., NeurIPS 2013, eq. 1.
+
+    Args:
+        margin: see the formula.
+        negative_adversarial_sampling, negative_adversarial_scale, loss_scale: see the base class.
+        activation_function: one of :data:`ACTIVATIONS`.
+    """
+
+    def __init__(
+        self,
+        margin: float,
+        negative_adversarial_sampling: bool,
+        negative_adversarial_scale: float = 1.0,
+        loss_scale: float = 1.0,
+        activation_function: str = "relu",
+    ) -> None:
+        super().__init__(negative_adversarial_sampling, negative_adversarial_scale, loss_scale)
+        if activation_function not in ACTIVATIONS:
+            raise ConfigError(
+                f"unknown activation function {activation_function!r};"
+                f" expected one of {sorted(ACTIVATIONS)}"
+            )
+        self.margin, self.activation = margin, ACTIVATIONS[activation_function]
+
+    def per_positive(
+        self, positive: Tensor, negative: Tensor, n_negative: Tensor | float
+    ) -> Tensor:
+        weight = self.get_negative_weights(negative, n_negative)
+        cost = self.activation(negative - positive.unsqueeze(-1) + self.margin)
+        if isinstance(n_negative, Tensor):
+            cost = cost.masked_fill(negative.isneginf(), 0.0)
+        return (weight * cost).sum(-1)
+
+
+@LOSSES.register("sampledsoftmax")
+class SampledSoftmaxCrossEntropyLoss(BaseLossFunction):
+    """Cross-entropy of the positive among itself and its negatives.
+
+    Each negative stands for (n_entity - 1) / N entities, so log of that is added to its score
+    (the sampled softmax of Jean et al., ACL 2015, for uniform samples).
+
+    Args:
+        n_entity: entities of the graph.
+        loss_scale: see the base class.
+    """
+
+    def __init__(self, n_entity: int, loss_scale: float = 1.0) -> None:
+        super().__init__(loss_scale=loss_scale)
+        self.n_entity = n_entity
+
+    def per_positive(
+        self, positive: Tensor, negative: Tensor, n_negative: Tensor | float
+    ) -> Tensor:
+        if isinstance(n_negative, Tensor):
+            stands_for = (math.log(self.n_entity - 1) - n_negative.clamp(min=1).log()).unsqueeze(-1)
+            scores = torch.cat([positive.unsqueeze(-1), negative + stands_for], dim=-1)
+            return -scores.log_softmax(-1)[:, 0]
+        # The correction of all negatives is as well taken off the positive, which is one column.
+        stands_for_all = math.log(self.n_entity - 1) - math.log(n_negative)
+        scores = torch.cat([(positive - stands_for_all).unsqueeze(-1), negative], dim=-1)
+        return -scores.log_softmax(-1)[:, 0]

@@ -1,0 +1,313 @@
+"""Who corrupts: the negative entities that each shard gives to each other one in a step.
+
+A negative sampler is called with the triples of a step and its position, and answers with rows
+on the shard that owns them, so that no shard needs to know another's table.
+
+Axes of the arrays it returns:
+    M: micro-batches of a step         S: shard that owns the negatives (source)
+    T: shard that scores them          N: negatives that one source gives to one target
+    B: blocks of negatives: 1 for all triples (flat; 2 for the scheme "ht": heads, tails), or one
+       a triple
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Dict, Optional, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from besskge_core.counting import counting_argsort
+from besskge_core.errors import ConfigError
+from besskge_core.philox import BLOCK, Position, Purpose, below, random_bits
+from besskge_core.sharding import Sharding
+
+CORRUPTION_SCHEMES = ("h", "t", "ht")
+
+
+class ShardedNegativeSampler(abc.ABC):
+    """Base of all samplers of negative entities.
+
+    Attributes:
+        corruption_scheme: "h", "t" or "ht" (heads for the first half of every bucket's triples,
+            tails for the second).
+        local_sampling: a shard scores negatives of its own and none is exchanged; axis T then
+            merely numbers its lists.
+        flat_negative_format: one list of negatives for all triples of a shard.
+        given: negatives are lists given for the triples, not random draws.
+    """
+
+    corruption_scheme: str
+    local_sampling: bool = False
+    flat_negative_format: bool = False
+    given: bool = False
+
+    def __init__(self, corruption_scheme: str, seed: int) -> None:
+        if corruption_scheme not in CORRUPTION_SCHEMES:
+            raise ConfigError(
+                f"unknown corruption scheme {corruption_scheme!r};"
+                f" expected one of {CORRUPTION_SCHEMES}"
+            )
+        self.corruption_scheme = corruption_scheme
+        self.seed = seed
+        self._n_call = 0
+
+    def __call__(
+        self, sample_idx: NDArray[np.integer], position: Optional[Position] = None
+    ) -> Dict[str, NDArray[np.generic]]:
+        """Negatives of one step.
+
+        Args:
+            sample_idx: triples of the step, (M, S, S, P) or (M, S, P).
+            position: where the step stands; None counts the calls of this object.
+
+        Returns:
+            "negative_entities" int32 (M, S, T, B, N), and what else the sampler gives.
+        """
+        if position is None:
+            position = Position(0, self._n_call)
+            self._n_call += 1
+        return self.draw(np.asarray(sample_idx), position)
+
+    @abc.abstractmethod
+    def draw(
+        self, sample_idx: NDArray[np.integer], position: Position
+    ) -> Dict[str, NDArray[np.generic]]:
+        """See :meth:`__call__`; a pure function of its arguments."""
+
+    def n_block(self, sample_idx: NDArray[np.integer]) -> int:
+        """B: blocks of negatives of one shard and micro-batch."""
+        if self.flat_negative_format:
+            return 2 if self.corruption_scheme == "ht" else 1
+        return int(np.prod(sample_idx.shape[2:]))
+
+    def corrupts_heads(self, sample_idx: NDArray[np.integer]) -> NDArray[np.bool_]:
+        """bool (P,): whether the p-th triple of a bucket gets its head replaced."""
+        n_positive = sample_idx.shape[-1]
+        if self.corruption_scheme == "ht":
+            return np.arange(n_positive) < n_positive // 2
+        return np.full(n_positive, self.corruption_scheme == "h")
+
+    def _bits(self, shape: Tuple[int, ...], position: Position) -> NDArray[np.uint64]:
+        """Random (M, S, ...) numbers; those of a source shard lie together, so that a worker
+        can draw its own alone."""
+        n_micro, n_shard, *rest = shape
+        width = n_micro * int(np.prod(rest))
+        padded = -(-width // BLOCK) * BLOCK
+        bits = random_bits(self.seed, Purpose.NEGATIVES, position, n_shard * padded)
+        rows = bits.reshape(n_shard, padded)[:, :width].reshape(n_shard, n_micro, *rest)
+        return rows.swapaxes(0, 1)
+
+
+class RandomShardedNegativeSampler(ShardedNegativeSampler):
+    """Entities drawn uniformly, with replacement, from each shard.
+
+    Args:
+        n_negative: N, negatives that each source shard gives to each target shard, per block.
+        sharding: of the entities.
+        seed: for the draws.
+        corruption_scheme: "h", "t" or "ht".
+        local_sampling: see the base class.
+        flat_negative_format: see the base class.
+    """
+
+    def __init__(
+        self,
+        n_negative: int,
+        sharding: Sharding,
+        seed: int,
+        corruption_scheme: str,
+        local_sampling: bool = False,
+        flat_negative_format: bool = False,
+    ) -> None:
+        super().__init__(corruption_scheme, seed)
+        self.n_negative, self.sharding = _at_least_one(n_negative), sharding
+        self.local_sampling = local_sampling
+        self.flat_negative_format = flat_negative_format
+
+    def draw(
+        self, sample_idx: NDArray[np.integer], position: Position
+    ) -> Dict[str, NDArray[np.generic]]:
+        n_micro, n_shard = sample_idx.shape[:2]
+        shape = (n_micro, n_shard, n_shard, self.n_block(sample_idx), self.n_negative)
+        counts = self.sharding.shard_counts[:, None, None, None]
+        rows = below(self._bits(shape, position), counts).astype(np.int32)
+        return {"negative_entities": rows}
+
+
+class TypeBasedShardedNegativeSampler(ShardedNegativeSampler):
+    """Entities of the same type as the one they replace.
+
+    A shard without any entity of the type gives negatives of any type, masked out.
+
+    Args:
+        triple_types: (n_triple, 2), types of heads and tails, in the partitioned order.
+        n_negative: as in :class:`RandomShardedNegativeSampler`.
+        sharding: with types.
+        corruption_scheme: "h", "t" or "ht".
+        local_sampling: see the base class.
+        seed: for the draws.
+    """
+
+    def __init__(
+        self,
+        triple_types: NDArray[np.integer],
+        n_negative: int,
+        sharding: Sharding,
+        corruption_scheme: str,
+        local_sampling: bool,
+        seed: int,
+    ) -> None:
+        super().__init__(corruption_scheme, seed)
+        if sharding.entity_type_counts is None or sharding.entity_type_offsets is None:
+            raise ConfigError(
+                "type-based negatives need a typed sharding;"
+                " create it with Sharding.create(..., type_offsets=...)"
+            )
+        self.triple_types = triple_types
+        self.n_negative, self.sharding = _at_least_one(n_negative), sharding
+        self.type_counts, self.type_offsets = (
+            sharding.entity_type_counts,
+            sharding.entity_type_offsets,
+        )
+        self.local_sampling = local_sampling
+
+    def draw(
+        self, sample_idx: NDArray[np.integer], position: Position
+    ) -> Dict[str, NDArray[np.generic]]:
+        n_micro, n_shard = sample_idx.shape[:2]
+        side = np.where(self.corrupts_heads(sample_idx), 0, 1)
+        wanted = self.triple_types[sample_idx, side].reshape(n_micro, n_shard, -1)  # (M, T, B)
+        source = np.arange(n_shard)[:, None, None]
+        asker = wanted[:, :, None] if self.local_sampling else wanted[:, None]
+        wanted = np.broadcast_to(asker, (n_micro, n_shard, n_shard, wanted.shape[2]))
+        counts = self.type_counts[source, wanted][..., None]  # (M, S, T, B, 1)
+        first = self.type_offsets[source, wanted][..., None]
+        bits = self._bits((*wanted.shape, self.n_negative), position)
+        of_type = first + below(bits, counts)
+        any_type = below(bits, self.sharding.shard_counts[source][..., None])
+        found: Dict[str, NDArray[np.generic]] = {
+            "negative_entities": np.where(counts > 0, of_type, any_type).astype(np.int32)
+        }
+        if not (self.type_counts > 0).all():
+            kept = np.broadcast_to(counts > 0, bits.shape)  # (M, S, T, B, N)
+            # As the scoring shard sees it: it scores its own lists, or those that come from all.
+            axes = (0, 1, 3, 2, 4) if self.local_sampling else (0, 2, 3, 1, 4)
+            found["negative_mask"] = kept.transpose(axes)
+        return found
+
+
+class TripleBasedShardedNegativeSampler(ShardedNegativeSampler):
+    """Given negatives: a list for each triple, or one list for all.
+
+    Each list is split by owner and padded to the longest part (`padded_shard_length`), cyclically;
+    the mask tells padding.
+
+    Args:
+        negative_heads: int (n_triple or 1, n_negative), entity IDs in the partitioned order; needed
+            by the schemes "h" and "ht".
+        negative_tails: likewise, for "t" and "ht".
+        sharding: of the entities.
+        corruption_scheme: "h", "t" or "ht".
+        seed: not used; there is nothing to draw.
+        mask_on_gather: give the mask in the layout of the entities, for top-k queries.
+        return_sort_idx: also give the place of each negative in its list.
+    """
+
+    given = True
+
+    def __init__(
+        self,
+        negative_heads: Optional[NDArray[np.integer]],
+        negative_tails: Optional[NDArray[np.integer]],
+        sharding: Sharding,
+        corruption_scheme: str,
+        seed: int,
+        mask_on_gather: bool = False,
+        return_sort_idx: bool = False,
+    ) -> None:
+        super().__init__(corruption_scheme, seed)
+        self.sharding = sharding
+        self.mask_on_gather, self.return_sort_idx = mask_on_gather, return_sort_idx
+        sides = {"h": [negative_heads], "t": [negative_tails]}.get(
+            corruption_scheme, [negative_heads, negative_tails]
+        )
+        if any(side is None for side in sides):
+            raise ConfigError(
+                f"corruption scheme {corruption_scheme!r} needs negative_heads for 'h',"
+                " negative_tails for 't', and both for 'ht'"
+            )
+        #: (n_side, n_triple or 1, n_negative), entity IDs
+        self.negatives = np.stack([np.asarray(side) for side in sides])
+        self.flat_negative_format = self.negatives.shape[1] == 1
+        owner = sharding.entity_to_shard[self.negatives]
+        self.padded_shard_length = max(
+            int((owner == shard).sum(axis=-1).max(initial=0)) for shard in range(sharding.n_shard)
+        )
+
+    def draw(
+        self, sample_idx: NDArray[np.integer], position: Position
+    ) -> Dict[str, NDArray[np.generic]]:
+        n_micro, n_shard = sample_idx.shape[:2]
+        n_block, n_source = self.n_block(sample_idx), self.sharding.n_shard
+        if self.flat_negative_format:
+            listed = np.broadcast_to(self.negatives[:, 0], (n_micro, n_shard, n_block, self._k))
+        else:
+            side = np.where(self.corrupts_heads(sample_idx), 0, len(self.negatives) - 1)
+            listed = self.negatives[side, sample_idx].reshape(n_micro, n_shard, n_block, self._k)
+        rows, kept, order = self._by_owner(listed.reshape(-1, self._k))
+        layout = (n_micro, n_shard, n_block, n_source, self.padded_shard_length)
+        entities = rows.reshape(layout).transpose(0, 3, 1, 2, 4)  # (M, S, T, B, N)
+        mask = kept.reshape(layout)  # (M, T, B, S, N)
+        found: Dict[str, NDArray[np.generic]] = {
+            "negative_entities": np.ascontiguousarray(entities),
+            "negative_mask": mask.transpose(0, 3, 1, 2, 4) if self.mask_on_gather else mask,
+        }
+        if self.return_sort_idx:
+            found["negative_sort_idx"] = order.reshape(n_micro, n_shard, n_block, self._k)
+        return found
+
+    @property
+    def _k(self) -> int:
+        return int(self.negatives.shape[-1])
+
+    def _by_owner(
+        self, listed: NDArray[np.integer]
+    ) -> Tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.int32]]:
+        """Split lists (Q, K) of IDs by shard: rows and mask (Q, S, N), and the order (Q, K)."""
+        n_list, n_source, width = len(listed), self.sharding.n_shard, self.padded_shard_length
+        owner = self.sharding.entity_to_shard[listed]
+        bucket = np.arange(n_list)[:, None] * n_source + owner
+        order = counting_argsort(bucket.ravel(), n_list * n_source)
+        counts = np.bincount(bucket.ravel(), minlength=n_list * n_source)
+        first = np.cumsum(counts) - counts
+        place = np.arange(width) % np.maximum(counts, 1)[:, None]
+        kept = np.arange(width) < counts[:, None]
+        rows = self.sharding.entity_to_idx[listed].ravel()[order]
+        taken = rows[np.minimum(first[:, None] + place, max(len(rows) - 1, 0))]
+        # A shard that owns none of a list pads with its row 0, masked like all padding.
+        taken = np.where(counts[:, None] > 0, taken, 0)
+        in_list = (order.reshape(n_list, -1) % self._k).astype(np.int32)
+        shape = (n_list, n_source, width)
+        return taken.reshape(shape).astype(np.int32), kept.reshape(shape), in_list
+
+
+class PlaceholderNegativeSampler(ShardedNegativeSampler):
+    """No negatives: for scoring against all entities."""
+
+    flat_negative_format = True
+
+    def __init__(self, corruption_scheme: str, seed: int = 0) -> None:
+        super().__init__(corruption_scheme, seed)
+
+    def draw(
+        self, sample_idx: NDArray[np.integer], position: Position
+    ) -> Dict[str, NDArray[np.generic]]:
+        return {}
+
+
+def _at_least_one(n_negative: int) -> int:
+    if n_negative < 1:
+        raise ConfigError(f"n_negative must be at least 1, got {n_negative}")
+    return n_negative

@@ -1,0 +1,12 @@
+"""Python face of the native operations: one file each, with a plain-torch reference.
+
+The reference defines the meaning of an operation, and serves it wherever no native kernel does.
+"""
+
+from __future__ import annotations
+
+from besskge_core.ops.count_better import count_better
+from besskge_core.ops.gather import gather
+from besskge_core.ops.rows import RowPlan, plan_rows, sum_rows
+
+__all__ = ["RowPlan", "count_better", "gather", "plan_rows", "sum_rows"]

@@ -1,0 +1,53 @@
+"""Look up rows of the sharded table; the gradient is the rows touched, never a table.
+
+Axes:
+    L: hosted shard      E: rows of a shard's table      K: rows looked up      D: width of a row
+"""
+
+from __future__ import annotations
+
+from typing import Any, Tuple
+
+import torch
+from torch import Tensor
+
+from besskge_core.shapes import match_shapes
+
+
+def gather(table: Tensor, index: Tensor) -> Tensor:
+    """Rows of each hosted shard's table, in one pass.
+
+    Args:
+        table: (L, E, D), floating.
+        index: (L, K), int32 or int64, rows in [0, E).
+
+    Returns:
+        (L, K, D): `[l, k] = table[l, index[l, k]]`. The gradient of `table` is sparse
+        (torch.sparse_coo, sparse axes L and E), one entry for each look-up, duplicates apart.
+
+    Raises:
+        ShapeError: on other shapes.
+    """
+    match_shapes(table=(table, "L E D"), index=(index, "L K"))
+    out: Tensor = _Gather.apply(table, index)
+    return out
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
+        n_host, n_row, width = table.shape
+        shard = torch.arange(n_host, device=index.device)[:, None]
+        ctx.save_for_backward(index)
+        ctx.table_shape = table.shape
+        flat = (index + shard * n_row).flatten()
+        return table.view(-1, width).index_select(0, flat).view(n_host, -1, width)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:  # type: ignore[override]
+        (index,) = ctx.saved_tensors
+        shard = torch.arange(index.shape[0], device=index.device)[:, None].expand_as(index)
+        entry = torch.stack([shard.flatten(), index.flatten().long()])
+        values = grad.reshape(-1, grad.shape[-1])
+        sparse = torch.sparse_coo_tensor(entry, values, ctx.table_shape, check_invariants=False)
+        return sparse, None

@@ -1,0 +1,78 @@
+"""Random numbers that any process can draw again.
+
+A number is addressed, not consumed: (seed, purpose, epoch, step) names an endless row of 64-bit
+numbers, and the i-th of them is the same in every process, however many were drawn before. The
+generator is counter-based (Philox4x64-10, Salmon et al., SC 2011, as in NumPy), so that its
+counter *is* the address, and a worker may begin in the middle of a row.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: A Philox counter step yields this many numbers; rows are cut at multiples of it.
+BLOCK = 4
+
+
+class Position(NamedTuple):
+    """Where a run stands: the step-th batch of an epoch, both from 0."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+class Purpose(enum.IntEnum):
+    """What numbers are drawn for; two purposes never share numbers."""
+
+    SHARDING = 0
+    SPLIT = 1
+    SHUFFLE = 2
+    TRIPLES = 3
+    NEGATIVES = 4
+
+
+def random_bits(
+    seed: int, purpose: Purpose, position: Position, n: int, start: int = 0
+) -> NDArray[np.uint64]:
+    """Numbers `start` to `start + n` of the row.
+
+    Args:
+        seed: any non-negative integer below 2**64.
+        purpose: see :class:`Purpose`.
+        position: epoch and step.
+        n: how many.
+        start: multiple of :data:`BLOCK`.
+
+    Returns:
+        uint64 (n,), uniform.
+
+    Raises:
+        ValueError: a negative or too large seed, or a `start` inside a block.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    if start % BLOCK:
+        raise ValueError(f"start must be a multiple of {BLOCK}, got {start}")
+    key = np.array([seed, int(purpose)], dtype=np.uint64)
+    counter = np.array([start // BLOCK, position.step, position.epoch, 0], dtype=np.uint64)
+    bits: NDArray[np.uint64] = np.random.Philox(key=key, counter=counter).random_raw(n)
+    return bits
+
+
+def below(bits: NDArray[np.uint64], bound: NDArray[np.integer] | int) -> NDArray[np.int64]:
+    """Integers in `[0, bound)`, of the shape that `bits` and `bound` broadcast to.
+
+    The bias of a remainder, bound / 2**64, is far below what any run could notice. A bound of 0
+    gives 0.
+    """
+    divisor = np.maximum(np.asarray(bound), 1).astype(np.uint64)
+    return (bits % divisor).astype(np.int64)
+
+
+def permutation(seed: int, purpose: Purpose, position: Position, n: int) -> NDArray[np.int64]:
+    """int64 (n,): a permutation of 0 .. n - 1, by sorting n random numbers."""
+    return random_bits(seed, purpose, position, n).argsort(kind="stable")

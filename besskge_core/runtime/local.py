@@ -1,0 +1,150 @@
+"""All shards in one process, on the CPU or on one GPU.
+
+A step of M micro-batches is M forward passes, each with its backward pass and update. Batches and
+their row plans are made ahead by worker threads; since a batch is a pure function of its
+position, who makes it does not matter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Callable, Deque, Dict, Iterator, List, Mapping, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from besskge_core.batch_sampler import ShardedBatchSampler
+from besskge_core.bess import BessKGE
+from besskge_core.errors import NonFiniteLossError, ShapeError
+from besskge_core.exchange import LocalExchange
+from besskge_core.ops import RowPlan, plan_rows
+from besskge_core.optim import RowOptimizer
+from besskge_core.philox import Position
+
+#: What forward takes; other columns of a batch are for the host.
+FORWARD = (
+    "head", "relation", "tail", "negative", "triple_mask", "triple_weight", "negative_mask",
+)  # fmt: skip
+
+
+class Planned(NamedTuple):
+    """A micro-batch with leading axis L, and the grouping of the rows that it reads."""
+
+    columns: Dict[str, Tensor]
+    plan: Optional[RowPlan]
+
+
+class LocalRuntime:
+    """Runs steps in this process.
+
+    Args:
+        model: the BESS module; it is moved to the device, and its exchange is set.
+        device: where tables live and steps run.
+        n_worker: threads that make batches ahead.
+    """
+
+    def __init__(self, model: BessKGE, device: str = "cpu", n_worker: int = 1) -> None:
+        self.device, self.n_worker = torch.device(device), n_worker
+        self.n_shard = model.score_fn.sharding.n_shard
+        self.model = model.to(self.device)
+        self.model.exchange = LocalExchange(self.n_shard)
+
+    def training_step(
+        self, optimizer: torch.optim.Optimizer
+    ) -> Callable[[Mapping[str, Tensor] | List[Planned]], Dict[str, Tensor]]:
+        """A function that takes a batch, updates the model, and returns its outputs.
+
+        A batch is what a sampler or :meth:`dataloader` gives, its first two axes flattened or
+        not. Outputs of the micro-batches are stacked, "loss" (M,).
+
+        Raises (the function):
+            NonFiniteLossError: the loss is not finite; that micro-batch has not been applied.
+        """
+
+        def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
+            self.model.train()
+            return _stack([self._train(micro, optimizer) for micro in self._micro_batches(batch)])
+
+        return step
+
+    def inference_step(
+        self,
+    ) -> Callable[[Mapping[str, Tensor] | List[Planned]], Dict[str, Tensor]]:
+        """A function that takes a batch and returns the model's outputs, stacked."""
+
+        @torch.no_grad()
+        def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
+            self.model.eval()
+            return _stack(
+                [self.model(**micro.columns) for micro in self._micro_batches(batch)]
+            )
+
+        return step
+
+    def dataloader(
+        self, sampler: ShardedBatchSampler, epoch: int = 0, first_step: int = 0,
+        shuffle: bool = True,
+    ) -> Iterator[List[Planned]]:  # fmt: skip
+        """The batches of an epoch from `first_step` on, planned, in order."""
+
+        def make(step: int) -> List[Planned]:
+            batch = sampler.batch(Position(epoch, step), shuffle)
+            return [self._plan(columns) for columns in self._split(batch)]
+
+        steps = iter(range(first_step, sampler.n_step))
+        ahead: Deque[Future[List[Planned]]] = deque()
+        with ThreadPoolExecutor(max(self.n_worker, 1)) as pool:
+            for step in steps:
+                ahead.append(pool.submit(make, step))
+                if len(ahead) > 2 * self.n_worker:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _micro_batches(self, batch: Mapping[str, Tensor] | List[Planned]) -> List[Planned]:
+        if isinstance(batch, list):
+            return batch
+        return [Planned(columns, None) for columns in self._split(batch)]
+
+    def _split(self, batch: Mapping[str, Tensor]) -> List[Dict[str, Tensor]]:
+        """Columns (M, S, ...) or (M * S, ...) -> M times columns (L, ...)."""
+        flattened = batch["head"].dim() == 3
+        columns = {name: batch[name] for name in FORWARD if name in batch}
+        if flattened:
+            if batch["head"].shape[0] % self.n_shard:
+                raise ShapeError(
+                    f"head has shape {tuple(batch['head'].shape)}, expected (M * S, S, P)"
+                    f" with S={self.n_shard}"
+                )
+            columns = {k: x.unflatten(0, (-1, self.n_shard)) for k, x in columns.items()}
+        n_micro = columns["head"].shape[0]
+        return [{k: x[i].to(self.device) for k, x in columns.items()} for i in range(n_micro)]
+
+    def _plan(self, columns: Dict[str, Tensor]) -> Planned:
+        index = self.model.lookups(columns["head"], columns["tail"], columns["negative"])
+        n_row = self.model.entity_embedding.shape[1]
+        shard = torch.arange(index.shape[0], device=index.device)
+        flat = (index + n_row * shard[:, None]).flatten()
+        return Planned(columns, plan_rows(flat, index.shape[0] * n_row))
+
+    def _train(self, micro: Planned, optimizer: torch.optim.Optimizer) -> Dict[str, Tensor]:
+        optimizer.zero_grad(set_to_none=True)
+        out = self.model(**micro.columns)
+        loss = out["loss"]
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()}; lower the learning rate or the initial scale,"
+                " or start again from the last checkpoint"
+            )
+        loss.backward()
+        if isinstance(optimizer, RowOptimizer):
+            plans = None if micro.plan is None else {self.model.entity_embedding: micro.plan}
+            optimizer.step(plans=plans)
+        else:
+            optimizer.step()
+        return {name: value.detach() for name, value in out.items()}
+
+
+def _stack(outputs: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
+    return {name: torch.stack([out[name] for out in outputs]) for name in outputs[0]}

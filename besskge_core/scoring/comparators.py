@@ -1,0 +1,95 @@
+"""Comparators: how near is a query (B, D) to entities?
+
+Candidates are shared by the batch, (N, D), or its own of each query, (B, N, D): the shape says
+which. A score is higher for what is more plausible, so distances are negated.
+"""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor
+
+
+class Comparator(abc.ABC):
+    """Compares queries with entities.
+
+    Attributes:
+        materializes: pairwise scores of shared candidates hold a row each, not a number.
+    """
+
+    materializes: bool = False
+
+    @abc.abstractmethod
+    def rowwise(self, q: Tensor, e: Tensor) -> Tensor:
+        """q (..., D), e (..., D) -> (...), leading axes broadcast."""
+
+    @abc.abstractmethod
+    def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
+        """q (B, D), e (N, D) or (B, N, D) -> (B, N)."""
+
+
+class Dot(Comparator):
+    """Inner product."""
+
+    def rowwise(self, q: Tensor, e: Tensor) -> Tensor:
+        return (q * e).sum(-1)
+
+    def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
+        if e.dim() == 2:
+            return q @ e.T
+        return torch.bmm(e, q.unsqueeze(-1)).squeeze(-1)
+
+
+class Distance(Comparator):
+    """Negated p-norm of the difference."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def rowwise(self, q: Tensor, e: Tensor) -> Tensor:
+        return -norm(q - e, self.p)
+
+    def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
+        if e.dim() == 2:
+            return -distance_matrix(q, e, self.p)
+        return self.rowwise(q.unsqueeze(-2), e)
+
+
+class ModulusDistance(Comparator):
+    """Negated p-norm of the complex moduli, so that rotating both sides changes nothing.
+
+    Rows hold real parts, then imaginary parts.
+    """
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+        self.materializes = p != 2
+
+    def rowwise(self, q: Tensor, e: Tensor) -> Tensor:
+        re, im = (q - e).chunk(2, -1)
+        if self.p == 2:
+            return -norm(q - e, 2)
+        # Not hypot, whose gradient at 0 is not a number.
+        return -norm((re * re + im * im).clamp(min=TINY).sqrt(), self.p)
+
+    def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
+        if self.p == 2 and e.dim() == 2:
+            return -distance_matrix(q, e, 2)
+        return self.rowwise(q.unsqueeze(-2), e)
+
+
+#: Squared moduli are kept above this, where the square root still has a gradient.
+TINY = 1e-30
+
+
+def norm(x: Tensor, p: float) -> Tensor:
+    """x (..., D) -> (...), the p-norm; its gradient at 0 is 0."""
+    out: Tensor = torch.norm(x, p=p, dim=-1)
+    return out
+
+
+def distance_matrix(a: Tensor, b: Tensor, p: float) -> Tensor:
+    """a (M, D), b (N, D) -> (M, N), the p-norm of every difference."""
+    return torch.cdist(a, b, p=p, compute_mode="donot_use_mm_for_euclid_dist")

@@ -1,0 +1,145 @@
+"""From a configuration to the objects that it names."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, Callable, List, NamedTuple, Optional
+
+import torch
+
+from besskge_core.batch_sampler import (
+    RandomShardedBatchSampler,
+    RigidShardedBatchSampler,
+    ShardedBatchSampler,
+)
+from besskge_core.bess import BessKGE, EmbeddingMovingBessKGE, ScoreMovingBessKGE
+from besskge_core.dataset import KGDataset
+from besskge_core.embedding import Initializer, init_KGE_normal, init_KGE_uniform
+from besskge_core.loss import LOSSES
+from besskge_core.negative_sampler import RandomShardedNegativeSampler
+from besskge_core.optim import OPTIMIZERS
+from besskge_core.regularizer import REGULARIZERS, Regularizer
+from besskge_core.scoring import SCORE_FUNCTIONS, BaseScoreFunction
+from besskge_core.sharding import PartitionedTripleSet, Sharding
+from besskge_core.training.config import TrainingConfig
+
+
+class Parts(NamedTuple):
+    """What a training run is made of."""
+
+    sampler: ShardedBatchSampler
+    model: BessKGE
+    optimizer: torch.optim.Optimizer
+
+
+def build(config: TrainingConfig, dataset: KGDataset) -> Parts:
+    """Sampler, model and optimiser of a run; tables are drawn from torch's seeded generator."""
+    batch, seed = config.batch, config.run.seed
+    score_fn = build_score_function(config, dataset)
+    triples = PartitionedTripleSet.create_from_dataset(
+        dataset,
+        "train",
+        score_fn.sharding,
+        add_inverse_triples=config.model.inverse_relations,
+    )
+    negatives = RandomShardedNegativeSampler(
+        _negatives_per_pair(config),
+        score_fn.sharding,
+        seed,
+        batch.corruption,
+        flat_negative_format=batch.shared_negatives,
+    )
+    make_sampler = (
+        RigidShardedBatchSampler if batch.sampler == "rigid" else RandomShardedBatchSampler
+    )
+    shard_bs = -(-batch.batch_size // batch.n_shard)
+    sampler = make_sampler(triples, negatives, shard_bs, 1, seed)
+    make_model = EmbeddingMovingBessKGE if batch.scheme == "embedding" else ScoreMovingBessKGE
+    model = make_model(
+        negatives,
+        score_fn,
+        build_loss(config, dataset.n_entity, 1.0 / sampler.shard_bs),
+        augment_negative=batch.augment_negative,
+        regularizer=_build_regularizer(config),
+    )
+    optimizer = OPTIMIZERS[config.optimizer.optimizer](
+        model.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
+    )
+    return Parts(sampler, model, optimizer)
+
+
+def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScoreFunction:
+    """The score function with fresh tables, on `n_shard` shards."""
+    torch.manual_seed(config.run.seed)
+    make = SCORE_FUNCTIONS[config.model.score_function]
+    offsets = dataset.type_offsets
+    sharding = Sharding.create(
+        dataset.n_entity,
+        config.batch.n_shard,
+        config.run.seed,
+        None if offsets is None else list(offsets.values()),  # type: ignore[arg-type]
+    )
+    scaled = {
+        name: _scaled(inspect.signature(make).parameters[name].default, config.model.init_scale)
+        for name in ("entity_initializer", "relation_initializer")
+    }
+    score_fn: BaseScoreFunction = _construct(
+        make,
+        negative_sample_sharing=False,
+        scoring_norm=config.model.norm,
+        sharding=sharding,
+        n_relation_type=dataset.n_relation_type,
+        embedding_size=config.model.dim,
+        inverse_relations=config.model.inverse_relations,
+        **scaled,
+    )
+    return score_fn
+
+
+def build_loss(config: TrainingConfig, n_entity: int, loss_scale: float) -> Any:
+    """The loss, scaled."""
+    loss = config.loss
+    return _construct(
+        LOSSES[loss.loss],
+        margin=loss.margin,
+        negative_adversarial_sampling=loss.adversarial,
+        negative_adversarial_scale=loss.adversarial_scale,
+        n_entity=n_entity,
+        loss_scale=loss_scale,
+    )
+
+
+def _build_regularizer(config: TrainingConfig) -> Optional[Regularizer]:
+    loss = config.loss
+    if loss.regularization == 0.0:
+        return None
+    regularizer: Regularizer = _construct(
+        REGULARIZERS[loss.regularizer], weight=loss.regularization, p=loss.regularizer_p
+    )
+    return regularizer
+
+
+def _negatives_per_pair(config: TrainingConfig) -> int:
+    """Negatives that one shard gives another, for `n_negative` candidates of each positive.
+
+    Moving scores pools the shared lists of all pairs, so each list is shorter.
+    """
+    batch = config.batch
+    pooled = batch.scheme == "score" and batch.shared_negatives
+    return -(-batch.n_negative // (batch.n_shard**2 if pooled else batch.n_shard))
+
+
+def _scaled(initializers: List[Initializer], scale: Optional[float]) -> List[Initializer]:
+    """Normal initialisers of this scale in the place of those whose scale is a free choice."""
+    if scale is None:
+        return list(initializers)
+    normal = functools.partial(init_KGE_normal, std=scale, divide_by_embedding_size=False)
+    free = (init_KGE_normal, init_KGE_uniform)
+    return [normal if make in free else make for make in initializers]
+
+
+def _construct(make: Callable[..., Any], **arguments: Any) -> Any:
+    """Call with those of the arguments that it takes."""
+    taken = inspect.signature(make).parameters
+    return make(**{name: value for name, value in arguments.items() if name in taken})

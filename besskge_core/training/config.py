@@ -1,0 +1,163 @@
+"""What a training run is: one frozen dataclass, made of one for each part.
+
+The command line and a TOML or YAML file are doors to the same dataclass (:mod:`besskge_core.config`).
+Field names are unique over all parts, so that each is a flag of its own. Relative choices that
+belong together are checked when the dataclass is made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, Optional
+
+from besskge_core.errors import ConfigError
+from besskge_core.loss import LOSSES
+from besskge_core.optim import OPTIMIZERS
+from besskge_core.registry import Registry
+from besskge_core.regularizer import REGULARIZERS
+from besskge_core.scoring import SCORE_FUNCTIONS
+from besskge_core.training.schedule import SCHEDULES
+
+
+def option(default: Any, help: str, **choice: Any) -> Any:
+    """A field with a default, one line of help and, if it names something, its registry."""
+    return field(default=default, metadata={"help": help, **choice})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which graph."""
+
+    dataset: str = option("family", "benchmark name, `family`, or path of a folder or file")
+    dataset_options: Dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "options of the data set, such as n_person=5000"}
+    )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which score function, and how its tables begin."""
+
+    score_function: str = option("complex", "how triples are scored", registry=SCORE_FUNCTIONS)
+    dim: int = option(128, "width of one part of an embedding (complex numbers for ComplEx)")
+    norm: int = option(1, "p of the norm, for score functions that measure a distance")
+    inverse_relations: bool = option(
+        True, "learn each relation in both directions, and answer (?, r, t) by the inverse of r"
+    )
+    init_scale: Optional[float] = option(
+        None, "standard deviation of initial embeddings; default: the score function's own"
+    )
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """What a step looks at."""
+
+    n_shard: int = option(4, "parts that the entity table is split into")
+    scheme: str = option("score", "what travels between shards", choices=("embedding", "score"))
+    batch_size: int = option(512, "positives of a step, over all shards")
+    n_negative: int = option(4096, "negatives that each positive is scored against")
+    corruption: str = option(
+        "t", "sides that negatives replace: h, t, or ht (half the batch each)",
+        choices=("h", "t", "ht"),
+    )  # fmt: skip
+    shared_negatives: bool = option(True, "one list of negatives for all positives of a shard")
+    augment_negative: bool = option(False, "also use the other positives of a shard as negatives")
+    sampler: str = option(
+        "rigid", "rigid: each triple once an epoch; random: with replacement",
+        choices=("random", "rigid"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What scores and embeddings cost; the mean over the positives of a step."""
+
+    loss: str = option("sampledsoftmax", "loss", registry=LOSSES)
+    margin: float = option(1.0, "margin of logsigmoid and marginranking")
+    adversarial: bool = option(False, "weigh negatives by the softmax of their scores")
+    adversarial_scale: float = option(1.0, "factor of the scores in that softmax")
+    regularizer: str = option("lp", "penalty of the embeddings of a batch", registry=REGULARIZERS)
+    regularization: float = option(0.0, "factor of the penalty; 0: none")
+    regularizer_p: float = option(3.0, "exponent of the penalty; 3 is N3")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights change."""
+
+    optimizer: str = option("adagrad", "optimiser", registry=OPTIMIZERS)
+    lr: float = option(0.1, "learning rate")
+    weight_decay: float = option(0.0, "decoupled weight decay of the rows touched")
+    schedule: str = option("constant", "course of the learning rate", registry=SCHEDULES)
+    warmup: float = option(0.0, "share of the run in which the learning rate rises to its value")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """When to look at the validation triples, and when to stop."""
+
+    evaluate_every: int = option(5, "epochs between validations; 0: only at the end")
+    metric: str = option("mrr", "metric that decides which weights are best")
+    patience: int = option(0, "validations without improvement before stopping; 0: never stop")
+    max_valid: int = option(0, "validation triples to rank, evenly spaced; 0: all")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, where, and how often to store."""
+
+    epochs: int = option(20, "passes over the triples")
+    seed: int = option(0, "of sharding, initial embeddings and batches")
+    device: str = option("cpu", "cpu, cuda or cuda:0")
+    threads: int = option(0, "threads of torch; 0: torch decides")
+    workers: int = option(1, "threads that make batches ahead")
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints; 0: after every step")
+    trackers: str = option("jsonl,csv", "files to log to: jsonl, csv, tensorboard; comma-separated")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A training run.
+
+    Raises:
+        ConfigError: a value out of its range, or parts that cannot work together.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        for section in (getattr(self, name) for name in self.__dataclass_fields__):
+            _check_choices(section)
+        _at_least(1, dim=self.model.dim, n_shard=self.batch.n_shard, workers=self.run.workers)
+        _at_least(1, batch_size=self.batch.batch_size, n_negative=self.batch.n_negative)
+        _at_least(0, epochs=self.run.epochs, evaluate_every=self.evaluation.evaluate_every)
+        _at_least(0, patience=self.evaluation.patience, max_valid=self.evaluation.max_valid)
+        _at_least(0, regularization=self.loss.regularization, threads=self.run.threads)
+        _at_least(0, seed=self.run.seed, checkpoint_seconds=self.run.checkpoint_seconds)
+        if not 0.0 <= self.optimizer.warmup <= 1.0:
+            raise ConfigError(f"warmup is a share of the run, got {self.optimizer.warmup}")
+        if self.batch.augment_negative and self.batch.scheme == "score":
+            raise ConfigError("augment_negative needs scheme 'embedding', got 'score'")
+
+
+def _check_choices(section: Any) -> None:
+    for name, spec in section.__dataclass_fields__.items():
+        value, registry = getattr(section, name), spec.metadata.get("registry")
+        if isinstance(registry, Registry):
+            registry[value]  # raises, and says which names there are
+        choices = spec.metadata.get("choices")
+        if choices is not None and value not in choices:
+            raise ConfigError(f"{name} is {value!r}, expected one of {list(choices)}")
+
+
+def _at_least(bound: float, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= bound:
+            raise ConfigError(f"{name} must be at least {bound}, got {value}")

@@ -1,0 +1,13 @@
+// Every schema of besskge_core's native operations; kernels register themselves, a file each.
+#include <Python.h>
+#include <torch/library.h>
+
+TORCH_LIBRARY(besskge, m) {
+  m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
+}
+
+// Importing besskge_core._native loads this library, which is all there is to import.
+extern "C" PyObject* PyInit__native(void) {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, nullptr};
+  return PyModule_Create(&definition);
+}

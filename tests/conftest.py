@@ -1,0 +1,42 @@
+"""Fixtures that several test modules share; plain helpers are in `support.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from support import random_triples
+
+from besskge_core.dataset import KGDataset
+
+# The same examples in every run, and no time limit: a test states a claim, not a speed.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
+settings.load_profile("repeatable")
+
+
+# The tensors are tiny: more threads only wait for each other.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def graph() -> KGDataset:
+    """37 entities of 3 types, 4 relations, 200 train triples with a hub as frequent tail."""
+    triples = random_triples(37, 4, 260, seed=0)
+    return KGDataset.from_triples(
+        triples,
+        split=(200 / 260, 30 / 260, 30 / 260),
+        entity_dict=[f"e{i}" for i in range(37)],
+        relation_dict=[f"r{i}" for i in range(4)],
+        type_offsets={"a": 0, "b": 11, "c": 34},
+    )
