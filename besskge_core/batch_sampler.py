@@ -12,12 +12,13 @@ For "h_shard" and "t_shard" there is no peer axis, and B = P.
 from __future__ import annotations
 
 import abc
-from typing import Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Optional, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from besskge_core.errors import ConfigError
 from besskge_core.negative_sampler import ShardedNegativeSampler
@@ -25,9 +26,10 @@ from besskge_core.philox import BLOCK, Position, Purpose, below, permutation, ra
 from besskge_core.sharding import PartitionedTripleSet
 
 Batch = Dict[str, Tensor]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
-class ShardedBatchSampler(torch.utils.data.Dataset, abc.ABC):
+class ShardedBatchSampler(Dataset[Batch], abc.ABC):
     """Equally many triples of each bucket, with their negatives.
 
     Indexing draws a batch: `sampler[step]` of the current :attr:`epoch`, or `sampler[positions]`
@@ -166,7 +168,11 @@ class ShardedBatchSampler(torch.utils.data.Dataset, abc.ABC):
         sample_idx = self._by_micro_batch(triples)
         found = dict(self.negative_sampler(sample_idx, position))
         rows = self.triple_set.triples[sample_idx]
-        columns = {"head": rows[..., 0], "relation": rows[..., 1], "tail": rows[..., 2]}
+        columns: Dict[str, NDArray[Any]] = {
+            "head": rows[..., 0],
+            "relation": rows[..., 1],
+            "tail": rows[..., 2],
+        }
         if self.paired:
             columns["tail"] = columns["tail"].swapaxes(1, 2)
         columns.pop(self.triple_set.dummy, None)
@@ -182,7 +188,7 @@ class ShardedBatchSampler(torch.utils.data.Dataset, abc.ABC):
             columns["triple_idx"] = sample_idx
         return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in columns.items()}
 
-    def _by_micro_batch(self, per_bucket: NDArray[np.generic]) -> NDArray[np.generic]:
+    def _by_micro_batch(self, per_bucket: NDArray[Scalar]) -> NDArray[Scalar]:
         """(n_bucket, M * drawn) -> (M, S, [S,] P)."""
         shape = self.triple_set.triple_counts.shape
         split = per_bucket.reshape(*shape, self.batches_per_step, self._drawn)
@@ -237,7 +243,7 @@ class RigidShardedBatchSampler(ShardedBatchSampler):
             order = np.concatenate(
                 [
                     first + permutation(self.seed, Purpose.SHUFFLE, Position(epoch, bucket), n)
-                    for bucket, (first, n) in enumerate(zip(offsets, counts))
+                    for bucket, (first, n) in enumerate(zip(offsets.tolist(), counts.tolist()))
                 ]
             )
             self._order = (epoch, order)

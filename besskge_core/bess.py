@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -166,9 +166,12 @@ class BessKGE(nn.Module, abc.ABC):
             positive (L * B,) and negative (L * B, C).
         """
 
-    def lookups(self, head: Tensor, tail: Tensor, negative: Tensor) -> Tensor:
-        """(L, K): the rows that a step reads here, in the order in which it reads them."""
-        raise NotImplementedError(f"{type(self).__name__} does not say which rows it reads")
+    def lookups(self, head: Tensor, tail: Tensor, negative: Tensor) -> Optional[Tensor]:
+        """(L, K): the rows that a step reads here, in the order in which it reads them.
+
+        None, if that is not known; then the update groups the rows itself.
+        """
+        return None
 
     def _score(self, head: Tensor, relation: Tensor, tail: Tensor, negative: Tensor) -> Scored:
         positive, scores = self.score_batch(head, relation, tail, negative)
@@ -253,9 +256,14 @@ class BessKGE(nn.Module, abc.ABC):
         return _of_side(x, axis, side, n_positive)
 
     def _score_side(
-        self, side: Side, head: Tensor, relation: Tensor, tail: Tensor, candidates: Tensor
+        self, side: Side, n_positive: int, triples: Sequence[Tensor], candidates: Tensor
     ) -> Tensor:
-        """Queries (Q, ...), candidates (Q or 1, C, D) -> (Q, C')."""
+        """Triples (G * P, ...), of which one side is scored: Q; candidates (Q or 1, C, D).
+
+        Returns:
+            (Q, C'), C' = Q * C if negatives are shared.
+        """
+        head, relation, tail = (_of_side(x, 0, side, n_positive) for x in triples)
         if side.heads:
             return self.score_fn.score_heads(candidates, relation, tail)
         return self.score_fn.score_tails(head, relation, candidates)
@@ -316,7 +324,8 @@ class EmbeddingMovingBessKGE(BessKGE):
             of_sides = [
                 self._score_side(
                     side,
-                    *(_of_side(x, 0, side, n_positive) for x in triple),
+                    n_positive,
+                    triple,
                     self._candidates(self._blocks(negatives, 1, i, side, n_positive)),
                 )
                 for i, side in enumerate(sides)
@@ -341,16 +350,15 @@ class EmbeddingMovingBessKGE(BessKGE):
         sides = self._sides(n_positive)
         scores, kept = [], []
         rows = (scored.head, relation.flatten(1), scored.tail, head.flatten(1), tail_id.flatten(1))
-        for triple_and_ids in zip(*(x.unbind() for x in rows)):
+        for *triple, head_row, tail_row in zip(*(x.unbind() for x in rows)):
             side_scores, side_kept = [], []
             for side in sides:
-                h, r, t, head_row, tail_of = (
-                    _of_side(x, 0, side, n_positive) for x in triple_and_ids
-                )
-                own = head_row if side.heads else tail_of
+                own = _of_side(head_row if side.heads else tail_row, 0, side, n_positive)
                 side_kept.append(own[:, None] != own)
-                candidates = (h if side.heads else t).unsqueeze(0)
-                side_scores.append(self._score_side(side, h, r, t, candidates))
+                candidates = _of_side(triple[0 if side.heads else 2], 0, side, n_positive)
+                side_scores.append(
+                    self._score_side(side, n_positive, triple, candidates.unsqueeze(0))
+                )
             scores.append(_join_sides(side_scores, sides))
             kept.append(_join_sides(side_kept, sides))
         mask = torch.stack(kept)
@@ -454,8 +462,7 @@ class ScoreMovingBessKGE(BessKGE):
             blocks = self._blocks(negative, 1, i, side, n_positive)
             width = blocks.shape[-1]
             shape = (1, -1, width) if self._shares_candidates else (-1, blocks.shape[2], width)
-            of_side = (_of_side(x, 0, side, n_positive) for x in queries)
-            scores.append(self._score_side(side, *of_side, blocks.reshape(shape)))
+            scores.append(self._score_side(side, n_positive, queries, blocks.reshape(shape)))
         return _join_sides(scores, sides)
 
     def _mask_columns(self, mask: Tensor) -> Tensor:

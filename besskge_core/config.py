@@ -454,7 +454,7 @@ def _option(leaf: Leaf) -> Callable[[Command], Command]:
     return click.option(name, leaf.name, **arguments)
 
 
-class _Pair(click.ParamType):
+class _Pair(click.ParamType):  # type: ignore[type-arg]
     """KEY=VALUE to a pair."""
 
     name = "key=value"

@@ -14,9 +14,10 @@ n below is the number of triples of a part, k of negatives.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -355,8 +356,7 @@ def _check_labels(name: str, labels: Optional[List[str]], n: int, unique: bool) 
     if len(labels) != n:
         raise DataError(f"{name} has {len(labels)} labels, expected {n}, one for each ID")
     if unique and len(set(labels)) != n:
-        seen: set[str] = set()
-        repeated = next(label for label in labels if label in seen or seen.add(label))  # type: ignore[func-returns-value]
+        repeated = Counter(labels).most_common(1)[0][0]
         raise DataError(f"{name} has {repeated!r} more than once; two IDs cannot share a label")
 
 
@@ -370,8 +370,7 @@ def _split(n: int, split: Sequence[float], seed: int) -> Dict[str, NDArray[np.in
         raise ConfigError(f"split is {tuple(split)}, expected 3 shares >= 0 that add up to 1")
     n_train, n_valid = int(n * split[0]), int(n * split[1])
     rows = np.random.default_rng(seed).permutation(n)
-    cuts: Tuple[int, int] = (n_train, n_train + n_valid)
-    return dict(zip(("train", "valid", "test"), np.split(rows, cuts)))
+    return dict(zip(("train", "valid", "test"), np.split(rows, [n_train, n_train + n_valid])))
 
 
 def _split_train(fields: Dict[str, Any], split: Sequence[float], seed: int) -> Dict[str, Any]:

@@ -87,6 +87,7 @@ def initialize_entity_embedding(
                 f"the entity table has shape {tuple(initializer.shape)},"
                 f" expected {(*sharded_shape, 'D')} for this sharding"
             )
+        _check_width(initializer, "entity", row_size)
         return nn.Parameter(initializer.detach().clone())
     table = _table(sharding.n_entity, "entity", initializer, row_size)
     return nn.Parameter(shard_rows(table, sharding))
@@ -121,11 +122,7 @@ def _table(
             raise ConfigError(
                 f"the {what} table has shape {tuple(initializer.shape)}, expected ({n_row}, D)"
             )
-        if row_size is not None and initializer.shape[1] != sum(row_size):
-            raise ConfigError(
-                f"rows of the {what} table are {initializer.shape[1]} wide, expected"
-                f" {sum(row_size)} = {' + '.join(map(str, row_size))}"
-            )
+        _check_width(initializer, what, row_size)
         return initializer.detach().clone()
     if row_size is None or len(initializer) != len(row_size):
         raise ConfigError(
@@ -136,6 +133,14 @@ def _table(
         make(torch.empty(n_row, size)) for make, size in zip(initializer, row_size)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _check_width(table: Tensor, what: str, row_size: Optional[Sequence[int]]) -> None:
+    if row_size is not None and table.shape[-1] != sum(row_size):
+        raise ConfigError(
+            f"rows of the {what} table are {table.shape[-1]} wide, expected"
+            f" {sum(row_size)} = {' + '.join(map(str, row_size))}"
+        )
 
 
 def shard_rows(by_entity: Tensor, sharding: Sharding) -> Tensor:

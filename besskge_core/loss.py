@@ -1,9 +1,9 @@
 """Losses: what the scores of a positive and of its negatives cost.
 
 A loss of this module is a weighted *sum* over the positives of a micro-batch, times `loss_scale`,
-in float32 (or float64 if the scores are), and changes none of its arguments. An excluded negative
-(padding, a true triple) scores -inf: it costs nothing, has no gradient, and does not count among
-the negatives of its row.
+in float32 (or float64 if the scores are), and changes none of its arguments. A negative that the
+mask excludes (padding, a true triple) scores -inf: it costs nothing, has no gradient, and does not
+count among the negatives of its row.
 
 Axes:
     B: positives      N: negatives of each
@@ -87,7 +87,10 @@ class BaseLossFunction(nn.Module, abc.ABC):
     ) -> Tensor:
         """Weights (B, N), or (B, 1) if uniform, of the negatives of each row; they sum to one."""
         if self.negative_adversarial_sampling:
-            weight = (self.negative_adversarial_scale * negative.detach()).softmax(-1)
+            negative = negative.detach()
+            scaled = self.negative_adversarial_scale * negative
+            # Not the product: what is excluded stays so for a scale of 0, or below.
+            weight = scaled.masked_fill(negative.isneginf(), -math.inf).softmax(-1)
             return weight.nan_to_num(0.0) if isinstance(n_negative, Tensor) else weight
         if isinstance(n_negative, Tensor):
             return 1.0 / n_negative.clamp(min=1.0).unsqueeze(-1)
@@ -181,6 +184,8 @@ class SampledSoftmaxCrossEntropyLoss(BaseLossFunction):
 
     def __init__(self, n_entity: int, loss_scale: float = 1.0) -> None:
         super().__init__(loss_scale=loss_scale)
+        if n_entity < 2:
+            raise ConfigError(f"n_entity must be at least 2, got {n_entity}")
         self.n_entity = n_entity
 
     def per_positive(

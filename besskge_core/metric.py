@@ -87,7 +87,8 @@ class Evaluation:
     Args:
         metric_list: names for :func:`make_metric`.
         mode: how ties are broken, see the module.
-        worst_rank_infty: a rank behind all candidates counts as infinite.
+        worst_rank_infty: a rank behind all candidates counts as infinite; unless the mode is
+            optimistic, ties are behind.
         reduction: "none" or "sum" over the queries.
         return_ranks: also report the ranks.
 
@@ -129,8 +130,9 @@ class Evaluation:
         equal = ((candidate_score == positive) & takes_part).sum(-1)
         ranks = count_ranks(better, equal, self.mode).float()
         if self.worst_rank_infty:
-            last = better + equal >= takes_part.sum(-1)
-            ranks = ranks.masked_fill(last & (better + equal > 0), math.inf)
+            behind = better if self.mode == "optimistic" else better + equal
+            last = (behind >= takes_part.sum(-1)) & (behind > 0)
+            ranks = ranks.masked_fill(last, math.inf)
         return ranks
 
     def ranks_from_indices(self, ground_truth: Tensor, candidate_indices: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from besskge_core.errors import ConfigError
 from besskge_core.ops import RowPlan, plan_rows, sum_rows
@@ -28,7 +28,7 @@ from besskge_core.registry import Registry
 
 OPTIMIZERS: Registry[type] = Registry("optimizer")
 
-Plans = Mapping[Tensor, RowPlan]
+Plans = Mapping[nn.Parameter, RowPlan]
 
 
 class RowOptimizer(torch.optim.Optimizer, abc.ABC):
@@ -99,7 +99,7 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
                     self.state[parameter][name] = x.to(parameter.device, copy=True)
 
     def _update_parameter(
-        self, parameter: Tensor, grad: Tensor, plan: Optional[RowPlan], group: Dict[str, Any]
+        self, parameter: nn.Parameter, grad: Tensor, plan: Optional[RowPlan], group: Dict[str, Any]
     ) -> None:
         kept: Dict[str, Any] = self.state[parameter]
         if not kept:
@@ -151,10 +151,9 @@ def _flat_rows(grad: Tensor) -> Tensor:
 
 def _zeros_like(parameter: Tensor, per_row: bool = False, fill: float = 0.0) -> Tensor:
     """State in float32 (or wider), of the shape of the parameter, or one number a row."""
-    shape: Tuple[int, ...] = tuple(parameter.shape)
+    shape = (*parameter.shape[:-1], 1) if per_row else tuple(parameter.shape)
     dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.full(shape[:-1] + (1,) if per_row else shape, fill, dtype=dtype,
-                      device=parameter.device)  # fmt: skip
+    return torch.full(shape, fill, dtype=dtype, device=parameter.device)
 
 
 @OPTIMIZERS.register("sgd")

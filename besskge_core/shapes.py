@@ -28,13 +28,14 @@ def match_shapes(**tensors: Tuple[Tensor, str]) -> Dict[str, int]:
     sizes: Dict[str, int] = {}
     for name, (tensor, axes) in tensors.items():
         expected, actual = axes.split(), tuple(tensor.shape)
-        known = [int(axis) if axis.isdigit() else sizes.get(axis) for axis in expected]
+        seen = dict(sizes)
         if len(expected) != len(actual) or any(
-            size is not None and size != n for size, n in zip(known, actual)
+            n != (int(axis) if axis.isdigit() else seen.setdefault(axis, n))
+            for axis, n in zip(expected, actual)
         ):
             bound = ", ".join(f"{axis}={n}" for axis, n in sizes.items()) or "no axis bound yet"
             raise ShapeError(
                 f"{name} has shape {actual}, expected ({', '.join(expected)}) with {bound}"
             )
-        sizes.update((axis, n) for axis, n in zip(expected, actual) if not axis.isdigit())
+        sizes = seen
     return sizes

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from besskge_core.counting import counting_argsort
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError, DataError
 from besskge_core.philox import Position, Purpose, permutation
+
+T = TypeVar("T")
 
 PARTITION_MODES = ("h_shard", "t_shard", "ht_shardpair")
 
@@ -110,14 +112,20 @@ class Sharding:
         )
 
     def save(self, path: Union[str, Path]) -> None:
-        """Write to an `.npz` file that :meth:`load` reads without pickle."""
-        arrays = {name: value for name, value in vars(self).items() if value is not None}
-        np.savez(path, **arrays)
+        """Write to a file (NumPy's npz) that :meth:`load` reads without pickle."""
+        _save(path, vars(self))
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> Sharding:
-        """Read what :meth:`save` wrote."""
-        fields = _load_arrays(path, "sharding")
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: the file is damaged, or something else.
+        """
+        return _load(path, "sharding", cls._of_arrays)
+
+    @classmethod
+    def _of_arrays(cls, fields: Dict[str, Any]) -> Sharding:
         return cls(n_shard=int(fields.pop("n_shard")), **fields)
 
 
@@ -132,16 +140,20 @@ def _type_rows(
     return np.diff(first, axis=1).astype(np.int32), first[:, :-1]
 
 
-def _load_arrays(path: Union[str, Path], what: str) -> Dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"{path}: not a stored {what} ({error}); write it again with save()"
-        ) from error
+def _save(path: Union[str, Path], arrays: Mapping[str, Any]) -> None:
+    with open(path, "wb") as file:  # given a path, NumPy appends .npz to some
+        np.savez(file, **{name: value for name, value in arrays.items() if value is not None})
+
+
+def _load(path: Union[str, Path], what: str, make: Callable[[Dict[str, Any]], T]) -> T:
+    with open(path, "rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as stored:
+                return make({name: stored[name] for name in stored.files})
+        except Exception as error:
+            raise DataError(
+                f"{path}: not a stored {what} ({error}); write it again with save()"
+            ) from error
 
 
 @dataclass
@@ -331,19 +343,26 @@ class PartitionedTripleSet:
         )  # fmt: skip
 
     def save(self, path: Union[str, Path]) -> None:
-        """Write to an `.npz` file, the sharding included, that :meth:`load` reads."""
-        arrays = {name: value for name, value in vars(self).items() if value is not None}
+        """Write to a file (NumPy's npz), the sharding included, that :meth:`load` reads."""
+        arrays = dict(vars(self))
         sharding = {f"sharding.{k}": v for k, v in vars(arrays.pop("sharding")).items()}
-        np.savez(path, **arrays, **{k: v for k, v in sharding.items() if v is not None})
+        _save(path, {**arrays, **sharding})
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> PartitionedTripleSet:
-        """Read what :meth:`save` wrote."""
-        fields = _load_arrays(path, "partitioned triple set")
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: the file is damaged, or something else.
+        """
+        return _load(path, "partitioned triple set", cls._of_arrays)
+
+    @classmethod
+    def _of_arrays(cls, fields: Dict[str, Any]) -> PartitionedTripleSet:
         prefix = "sharding."
         inner = {k[len(prefix) :]: fields.pop(k) for k in list(fields) if k.startswith(prefix)}
         return cls(
-            sharding=Sharding(n_shard=int(inner.pop("n_shard")), **inner),
+            sharding=Sharding._of_arrays(inner),
             inverse_triples=bool(fields.pop("inverse_triples")),
             partition_mode=str(fields.pop("partition_mode")),
             dummy=str(fields.pop("dummy")),

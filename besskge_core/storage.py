@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zipfile
 import zlib
 from typing import Any, Dict, List, Mapping, Optional
@@ -58,10 +57,9 @@ def write(path: str, fields: Mapping[str, Any]) -> None:
         arrays.update((f"{name}_{i}", fields[name][part]) for i, part in enumerate(names))
     for name in manifest["labels"]:
         arrays.update(_packed(name, fields[name]))
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, unfinished = tempfile.mkstemp(dir=folder, prefix=os.path.basename(path) + ".")
+    unfinished = f"{path}.unfinished-{os.getpid()}"
     try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        with open(unfinished, "wb") as file, zipfile.ZipFile(file, "w") as archive:
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)

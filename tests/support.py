@@ -43,7 +43,7 @@ def make_score(
     sharing: bool = False,
     inverse: bool = False,
     dtype: torch.dtype = torch.float64,
-    seed: int = 0,
+    fill: Optional[Callable[[Tensor], Tensor]] = None,
     **changes: Any,
 ) -> BaseScoreFunction:
     """A registered score function with N(0, 1) tables, the same by entity ID for any sharding."""
@@ -55,10 +55,11 @@ def make_score(
     parameters = inspect.signature(cls.__init__).parameters
     if "scoring_norm" in parameters:
         options["scoring_norm"] = p
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
+    fill = fill or (lambda table: table.normal_(generator=generator))
     for table in ("entity_initializer", "relation_initializer"):
         n_part = len(parameters[table].default)
-        options[table] = [lambda t: t.normal_(generator=generator)] * n_part
+        options[table] = [fill] * n_part
     return cls(**{**options, **changes}).to(dtype)
 
 

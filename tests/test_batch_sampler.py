@@ -248,7 +248,11 @@ def test_negatives_of_a_batch_are_as_repeatable_as_its_triples(graph, kind, of):
 
 def test_shapes_and_dtypes_of_a_shard_pair_batch(graph):
     batch = make(
-        "random", partitioned(graph, 4), shard_bs=10, hrt_freq_weighting=True, return_triple_idx=True
+        "random",
+        partitioned(graph, 4),
+        shard_bs=10,
+        hrt_freq_weighting=True,
+        return_triple_idx=True,
     )[0]
     of_triples = (3, 4, 4, 3)  # 10 rounded up to 4 buckets of 3
     expected = {

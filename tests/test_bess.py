@@ -169,13 +169,19 @@ def losses_and_gradients(graph, mover, scheme, n_shard, loss="logsigmoid", **opt
     model = mover(sampler, score_fn, LOSSES[loss](**LOSS_ARGUMENTS[loss]), **options)
     total = n_shard * model(**batch, triple_weight=weight)["loss"]
     total.backward()
-    return total, by_entity(score_fn, score_fn.entity_embedding.grad), score_fn.relation_embedding.grad
+    return (
+        total,
+        by_entity(score_fn, score_fn.entity_embedding.grad),
+        score_fn.relation_embedding.grad,
+    )
 
 
 @pytest.mark.parametrize("n_shard", SHARDS[1:])
 def test_losses_and_gradients_do_not_depend_on_the_number_of_shards(graph, mover, scheme, n_shard):
     expected = losses_and_gradients(graph, EmbeddingMovingBessKGE, scheme, 1)
-    assert_close(losses_and_gradients(graph, mover, scheme, n_shard), expected, rtol=1e-9, atol=1e-9)
+    assert_close(
+        losses_and_gradients(graph, mover, scheme, n_shard), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
@@ -262,7 +268,9 @@ def test_masked_triples_change_neither_loss_nor_gradient_nor_metric(graph, mover
     batch["relation"] = torch.where(mask, batch["relation"], other % 4)
     after = model(**batch)
     (new_grad,) = torch.autograd.grad(after["loss"], model.score_fn.relation_embedding)
-    assert_close((after["loss"], after["metrics"], new_grad), (before["loss"], before["metrics"], grad))
+    assert_close(
+        (after["loss"], after["metrics"], new_grad), (before["loss"], before["metrics"], grad)
+    )
     assert (after["metrics"].flatten() > 0).tolist() == mask.flatten().tolist()
     assert not torch.equal(after["positive_score"], before["positive_score"])
 
@@ -422,7 +430,9 @@ def test_a_subclass_needs_score_batch_alone(graph):
 
 def test_score_batch_gives_the_scores_that_forward_returns(graph, mover):
     model, batch = step(graph, mover, "ht", "shared")
-    positive, negative = model.score_batch(*(batch[k] for k in ("head", "relation", "tail", "negative")))
+    positive, negative = model.score_batch(
+        *(batch[k] for k in ("head", "relation", "tail", "negative"))
+    )
     out = model(**batch)
     assert torch.equal(positive, out["positive_score"])
     assert torch.equal(negative, out["negative_score"])
@@ -449,7 +459,9 @@ def test_a_regularizer_needs_the_embeddings_of_the_step(graph):
 def test_a_batch_of_another_shape_is_refused(graph, mover):
     model, batch = step(graph, mover)
     batch["negative"] = batch["negative"][:, :3]
-    with pytest.raises(ShapeError, match=r"negative has shape \(4, 3, 16, 3\), expected \(L, S, A, N\)"):
+    with pytest.raises(
+        ShapeError, match=r"negative has shape \(4, 3, 16, 3\), expected \(L, S, A, N\)"
+    ):
         model(**batch)
 
 

@@ -223,8 +223,10 @@ def test_with_entity_types_ids_are_given_type_by_type():
 
 
 def test_one_frame_is_split_and_remembers_its_rows():
-    rows = [(f"e{i}", "r", f"e{i + 1}") for i in range(20)]
-    dataset = KGDataset.from_dataframe(frame(rows), "h", "r", "t", split=(0.5, 0.3, 0.2))
+    rows = [("e1", "r", "e2"), *((f"e{i}", "r", f"e{i + 1}") for i in range(1, 21))]
+    options = {"split": (0.5, 0.3, 0.2), "deduplicate": True}
+    dataset = KGDataset.from_dataframe(frame(rows), "h", "r", "t", **options)
+    assert 1 not in np.concatenate(list(dataset.original_triple_ids.values()))
     for part, size in (("train", 10), ("valid", 6), ("test", 4)):
         origin = dataset.original_triple_ids[part].tolist()
         assert labelled(dataset, part) == [rows[i] for i in origin]
@@ -381,7 +383,7 @@ def test_the_yaml_file_of_libkge_may_name_other_files(folder):
 
 
 def test_an_id_that_is_not_listed_is_explained(folder):
-    path = folder(**LIBKGE, test_del="0\t0\t1\n0\t2\t1\n")
+    path = folder(**LIBKGE, test_del="0\t0\t1\n0\t2\t1\n0\t3\t1\n")
     message = re.escape("test.del:2: relation ID 2, but ") + ".*relation_ids.del lists 0 to 1; add"
     with pytest.raises(DataError, match=message):
         KGDataset.from_folder(path)

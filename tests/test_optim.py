@@ -43,6 +43,7 @@ def cost_of(parameter, index, sparse=True):
         rows = gather(parameter, index)
     else:
         rows = parameter[torch.arange(N_SHARD)[:, None], index]
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     weight = torch.arange(1.0, 5.0, dtype=rows.dtype)[:, None]
     return (weight * rows.sin()).sum()
 

@@ -15,9 +15,9 @@ import pytest
 from besskge_core.errors import ConfigError, DataError, DatasetNotFoundError, DataWarning
 from besskge_core.reading import TableFile, as_strings, encode, locate, read_integers, read_strings
 
-ROWS = [("a", "likes", "b"), ("007", 'say "hi"', "NA"), ("ü, ö", " x", "null")]
+ROWS = [("a", "likes", "b"), ("007", 'say "hi"', '"NA"'), ("ü, ö", " x", "null")]
 TSV = "".join("\t".join(row) + "\n" for row in ROWS)
-CSV = 'a,likes,b\n007,"say ""hi""",NA\n"ü, ö"," x",null\n'
+CSV = 'a,likes,b\n007,"say ""hi""","""NA"""\n"ü, ö"," x",null\n'
 
 
 def zstd(content):
@@ -68,6 +68,8 @@ def test_any_line_end_will_do_and_the_last_may_lack(write, end, last):
 
 def test_a_byte_order_mark_is_no_part_of_a_label(write):
     assert rows_of(TableFile(write("x.tsv", "\ufeff" + TSV))) == ROWS
+    table = TableFile(write("y.tsv", "\ufeffh\tr\tt\n" + TSV), columns=("h", "r", "t"))
+    assert rows_of(table) == ROWS
 
 
 def test_a_csv_label_may_hold_a_line_end(write):
@@ -76,6 +78,12 @@ def test_a_csv_label_may_hold_a_line_end(write):
         read_strings(TableFile(path))
     path = write("y.csv", '"a\nb",likes,c\nd,likes,e\n')
     assert rows_of(TableFile(path)) == [("a\nb", "likes", "c"), ("d", "likes", "e")]
+
+
+def test_a_line_end_in_a_label_may_stand_anywhere_in_a_large_file(write):
+    rows = [("a\nb" * 20, "likes", str(i)) for i in range(40_000)]  # more than a block of pyarrow
+    path = write("x.csv", "".join(f'"{h}",{r},{t}\n' for h, r, t in rows))
+    assert rows_of(TableFile(path)) == rows
 
 
 def test_columns_are_chosen_by_position_or_by_name(write):
@@ -181,6 +189,13 @@ def test_empty_lines_are_skipped_and_counted(write, name):
         columns = read_strings(TableFile(path))
     assert [len(column) for column in columns] == [3, 3, 3]
     assert locate(TableFile(path), 2) == f"{path}:6"
+
+
+def test_what_cannot_be_explained_is_passed_on(write):
+    huge = "x" * 3_000_000  # beyond the blocks that pyarrow reads
+    path = write("x.tsv", GOOD + f"{huge}\tlikes\tb\n" + GOOD)
+    with pytest.raises(DataError, match="x.tsv: .*block"):
+        read_strings(TableFile(path))
 
 
 def test_empty_lines_may_stand_above_a_header(write):

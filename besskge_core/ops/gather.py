@@ -41,13 +41,14 @@ class _Gather(torch.autograd.Function):
         ctx.save_for_backward(index)
         ctx.table_shape = table.shape
         flat = (index + shard * n_row).flatten()
-        return table.view(-1, width).index_select(0, flat).view(n_host, -1, width)
+        rows = table.flatten(end_dim=1).index_select(0, flat)
+        return rows.view(n_host, index.shape[1], width)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         shard = torch.arange(index.shape[0], device=index.device)[:, None].expand_as(index)
         entry = torch.stack([shard.flatten(), index.flatten().long()])
-        values = grad.reshape(-1, grad.shape[-1])
+        values = grad.flatten(end_dim=1)
         sparse = torch.sparse_coo_tensor(entry, values, ctx.table_shape, check_invariants=False)
         return sparse, None

@@ -29,7 +29,7 @@ FORWARD = (
 
 
 class Planned(NamedTuple):
-    """A micro-batch with leading axis L, and the grouping of the rows that it reads."""
+    """A micro-batch with leading axis L, and the grouping of the rows that it reads, if known."""
 
     columns: Dict[str, Tensor]
     plan: Optional[RowPlan]
@@ -123,6 +123,8 @@ class LocalRuntime:
 
     def _plan(self, columns: Dict[str, Tensor]) -> Planned:
         index = self.model.lookups(columns["head"], columns["tail"], columns["negative"])
+        if index is None:
+            return Planned(columns, None)
         n_row = self.model.entity_embedding.shape[1]
         shard = torch.arange(index.shape[0], device=index.device)
         flat = (index + n_row * shard[:, None]).flatten()

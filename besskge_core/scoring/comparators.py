@@ -72,7 +72,7 @@ class ModulusDistance(Comparator):
         if self.p == 2:
             return -norm(q - e, 2)
         # Not hypot, whose gradient at 0 is not a number.
-        return -norm((re * re + im * im).clamp(min=TINY).sqrt(), self.p)
+        return -norm((re * re + im * im).clamp(min=_least_square(q.dtype)).sqrt(), self.p)
 
     def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
         if self.p == 2 and e.dim() == 2:
@@ -80,8 +80,10 @@ class ModulusDistance(Comparator):
         return self.rowwise(q.unsqueeze(-2), e)
 
 
-#: Squared moduli are kept above this, where the square root still has a gradient.
-TINY = 1e-30
+def _least_square(dtype: torch.dtype) -> float:
+    """Squared moduli are kept above this, where the square root still has a gradient."""
+    info = torch.finfo(dtype)
+    return max(1e-30, info.tiny * info.eps)  # in float16 the smallest number that there is
 
 
 def norm(x: Tensor, p: float) -> Tensor:

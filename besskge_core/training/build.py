@@ -7,6 +7,7 @@ import inspect
 from typing import Any, Callable, List, NamedTuple, Optional
 
 import torch
+from torch import nn
 
 from besskge_core.batch_sampler import (
     RandomShardedBatchSampler,
@@ -134,7 +135,7 @@ def _scaled(initializers: List[Initializer], scale: Optional[float]) -> List[Ini
     """Normal initialisers of this scale in the place of those whose scale is a free choice."""
     if scale is None:
         return list(initializers)
-    normal = functools.partial(init_KGE_normal, std=scale, divide_by_embedding_size=False)
+    normal: Initializer = functools.partial(nn.init.normal_, std=scale)
     free = (init_KGE_normal, init_KGE_uniform)
     return [normal if make in free else make for make in initializers]
 

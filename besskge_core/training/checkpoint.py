@@ -242,9 +242,7 @@ def _read(path: Path, digest: str) -> Dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; the checkpoint is incomplete")
     if _sha256(path) != digest:
-        raise CheckpointError(
-            f"{path}: its sha256 is not the manifest's; the file is damaged, use an older checkpoint"
-        )
+        raise CheckpointError(f"{path}: its sha256 is not the manifest's; the file is damaged")
     try:
         tensors: Dict[str, Tensor] = load_file(path)
     except SafetensorError as error:

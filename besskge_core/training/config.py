@@ -1,6 +1,7 @@
 """What a training run is: one frozen dataclass, made of one for each part.
 
-The command line and a TOML or YAML file are doors to the same dataclass (:mod:`besskge_core.config`).
+The command line and TOML or YAML files are doors to the same dataclass
+(:mod:`besskge_core.config`).
 Field names are unique over all parts, so that each is a flag of its own. Relative choices that
 belong together are checked when the dataclass is made.
 """

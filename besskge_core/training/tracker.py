@@ -74,17 +74,15 @@ class JsonLinesTracker:
     """A JSON object on each line of `log.jsonl`; null for what is not a finite number."""
 
     def __init__(self, folder: Path, first_epoch: int = 0) -> None:
-        path = folder / "log.jsonl"
-        _replace(path, "".join(_lines_before(path, first_epoch)))
-        self._file = path.open("a", encoding="utf-8")
+        self._path = folder / "log.jsonl"
+        _replace(self._path, "".join(_lines_before(self._path, first_epoch)))
 
     def log(self, record: Record, epoch: int) -> None:
         full = {"epoch": epoch, **{name: _finite_or_none(value) for name, value in record.items()}}
-        self._file.write(json.dumps(full, ensure_ascii=False) + "\n")
-        self._file.flush()
+        _append(self._path, json.dumps(full, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
-        self._file.close()
+        pass
 
 
 @TRACKERS.register("csv")
@@ -106,8 +104,7 @@ class CsvTracker:
             self._columns = columns
             _replace(self._path, self._text(self._rows, header=True))
             return
-        with self._path.open("a", encoding="utf-8", newline="") as file:
-            file.write(self._text([row], header=False))
+        _append(self._path, self._text([row], header=False))
 
     def close(self) -> None:
         pass
@@ -221,6 +218,11 @@ def _whole_lines(path: Path) -> List[str]:
     with path.open("rb") as file:
         whole, _, _ = file.read().rpartition(b"\n")
     return [f"{line}\n" for line in whole.decode("utf-8").split("\n")] if whole else []
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(line)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,0 +1,73 @@
+# make train | test | ci | bench, from an empty checkout: needs Python 3.8 or newer with pip, and a
+# C++ compiler for the native operations.
+#
+#   PYTHON   the interpreter to start from; a torch that it has is used
+#   VENV     the environment to make or to use; a torch that it has is kept
+#   TORCH    what pip installs where there is no torch, with its options if need be, such as
+#            TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#   DATASET  which of examples/configs/*-complex.toml `make train` runs, anew, in runs/DATASET
+#   ARGS     more arguments for besskge train, pytest or a benchmark
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+DATASET ?= family
+ARGS ?=
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.besskge_core
+BUILT_FROM := setup.cfg setup.py pyproject.toml $(shell find custom_ops -name '*.cpp' -o -name '*.h')
+
+.PHONY: install train test ci format format-check lint types bench clean
+
+install: $(READY)
+
+train: $(READY)
+	$(BIN)/besskge train --config examples/configs/$(DATASET)-complex.toml \
+	  --out runs/$(DATASET) --overwrite $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+ci: format-check lint types test
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+format-check: $(READY)
+	$(BIN)/ruff format --check .
+
+lint: $(READY)
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/python -m mypy
+
+bench: $(READY)
+	for script in benchmarks/*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f besskge_core/_native*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment, installed from the files above. Whatever torch is there stays: one of $(PYTHON)
+# is made visible by a path file, and a constraint keeps pip from replacing it.
+$(READY): $(BUILT_FROM)
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+	  $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -c 'import torch' 2> /dev/null || { \
+	  outer=$$($(PYTHON) -W ignore -c 'import os, torch; print(os.path.dirname(torch.__path__[0]))' \
+	    2> /dev/null) && \
+	  echo "$$outer" > "$$($(BIN)/python -c \
+	    'import sysconfig; print(sysconfig.get_path("purelib"))')/besskge_core-torch.pth" && \
+	  $(BIN)/python -W ignore -c 'import torch'; } || \
+	  $(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip list --format=freeze | grep '^torch==' > $(VENV)/torch.txt
+	$(BIN)/python -m pip install -c $(VENV)/torch.txt 'pip>=21.3' 'setuptools>=64' wheel
+	$(BIN)/python -m pip install -c $(VENV)/torch.txt --no-build-isolation -e '.[dev]'
+	@$(BIN)/python -c 'from besskge_core.ops.native import MISSING; \
+	  print("native operations:", MISSING or "built")'
+	touch $(READY)
