@@ -4,7 +4,7 @@
 #   PYTHON   the interpreter to start from; a torch that it has is used
 #   VENV     the environment to make or to use; a torch that it has is kept
 #   TORCH    what pip installs where there is no torch, with its options if need be, such as
-#            TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#            TORCH="torch==2.4.0 --no-cache-dir"
 #   DATASET  which of examples/configs/*-complex.toml `make train` runs, anew, in runs/DATASET
 #   ARGS     more arguments for besskge train, pytest or a benchmark
 

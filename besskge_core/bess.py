@@ -125,7 +125,8 @@ class BessKGE(nn.Module, abc.ABC):
             relation: (L, S, P), relation IDs of the same triples.
             tail: (L, S, P), rows of the tails here; [l, s] belongs to triples of peer s (to).
             negative: (L, S, A, N), rows of negatives here for peer s (to).
-            triple_mask: bool (L, S, P), False leaves a triple out of loss and metrics.
+            triple_mask: bool (L, S, P), False leaves a triple out of loss, metrics and
+                augmentation.
             triple_weight: (L, B) or (L,), weights of the positives in the loss.
             negative_mask: bool (L, A, S, N), False excludes a negative (from peer s).
 
@@ -142,8 +143,10 @@ class BessKGE(nn.Module, abc.ABC):
             relation=(relation, "L S P"),
             tail=(tail, "L S P"),
             negative=(negative, "L S A N"),
+            **({} if triple_mask is None else {"triple_mask": (triple_mask, "L S P")}),
+            **({} if negative_mask is None else {"negative_mask": (negative_mask, "L A S N")}),
         )
-        scored = self._score(head, relation, tail, negative)
+        scored = self._score(head, relation, tail, negative, triple_mask)
         if negative_mask is not None:
             scored = self._exclude(scored, negative_mask, head.shape[-1])
         out: Dict[str, Tensor] = {}
@@ -173,7 +176,14 @@ class BessKGE(nn.Module, abc.ABC):
         """
         return None
 
-    def _score(self, head: Tensor, relation: Tensor, tail: Tensor, negative: Tensor) -> Scored:
+    def _score(
+        self,
+        head: Tensor,
+        relation: Tensor,
+        tail: Tensor,
+        negative: Tensor,
+        triple_mask: Optional[Tensor] = None,
+    ) -> Scored:
         positive, scores = self.score_batch(head, relation, tail, negative)
         n_host = head.shape[0]
         return Scored(positive.view(n_host, -1), scores.view(n_host, -1, scores.shape[-1]))
@@ -303,7 +313,14 @@ class EmbeddingMovingBessKGE(BessKGE):
         scored = self._score(head, relation, tail, negative)
         return scored.positive.flatten(), scored.negative.flatten(end_dim=1)
 
-    def _score(self, head: Tensor, relation: Tensor, tail: Tensor, negative: Tensor) -> Scored:
+    def _score(
+        self,
+        head: Tensor,
+        relation: Tensor,
+        tail: Tensor,
+        negative: Tensor,
+        triple_mask: Optional[Tensor] = None,
+    ) -> Scored:
         n_peer, n_positive = head.shape[1:]
         rows = gather(self.entity_embedding, self.lookups(head, tail, negative))
         head_rows = rows[:, : n_peer * n_positive]
@@ -332,7 +349,10 @@ class EmbeddingMovingBessKGE(BessKGE):
             ]
             scores.append(_join_sides(of_sides, sides))
         scored = Scored(torch.stack(positive), torch.stack(scores), head_rows, tail_rows)
-        return self._augment(scored, head, relation, tail) if self.augment_negative else scored
+        if not self.augment_negative:
+            return scored
+        counted = torch.ones_like(head, dtype=torch.bool) if triple_mask is None else triple_mask
+        return self._augment(scored, head, relation, tail, counted)
 
     def _candidates(self, rows: Tensor) -> Tensor:
         """Rows (S, A', N, D) from the peers -> (1, C, D) if shared, else (A', C, D)."""
@@ -340,8 +360,10 @@ class EmbeddingMovingBessKGE(BessKGE):
             return rows.reshape(1, -1, rows.shape[-1])
         return rows.transpose(0, 1).flatten(1, 2)
 
-    def _augment(self, scored: Scored, head: Tensor, relation: Tensor, tail: Tensor) -> Scored:
-        """Add the corrupted sides of the other positives as shared candidates."""
+    def _augment(
+        self, scored: Scored, head: Tensor, relation: Tensor, tail: Tensor, counted: Tensor
+    ) -> Scored:
+        """Add the corrupted sides of the other positives that count as shared candidates."""
         assert scored.head is not None and scored.tail is not None
         n_peer, n_positive = head.shape[1:]
         n_row = self.entity_embedding.shape[1]
@@ -349,12 +371,13 @@ class EmbeddingMovingBessKGE(BessKGE):
         tail_id = self.exchange.all_to_all(tail) + peer * n_row  # (L, S, P), from
         sides = self._sides(n_positive)
         scores, kept = [], []
-        rows = (scored.head, relation.flatten(1), scored.tail, head.flatten(1), tail_id.flatten(1))
-        for *triple, head_row, tail_row in zip(*(x.unbind() for x in rows)):
+        flat = (x.flatten(1) for x in (head, tail_id, counted))
+        rows = (scored.head, relation.flatten(1), scored.tail, *flat)
+        for *triple, head_row, tail_row, real in zip(*(x.unbind() for x in rows)):
             side_scores, side_kept = [], []
             for side in sides:
                 own = _of_side(head_row if side.heads else tail_row, 0, side, n_positive)
-                side_kept.append(own[:, None] != own)
+                side_kept.append((own[:, None] != own) & _of_side(real, 0, side, n_positive))
                 candidates = _of_side(triple[0 if side.heads else 2], 0, side, n_positive)
                 side_scores.append(
                     self._score_side(side, n_positive, triple, candidates.unsqueeze(0))
@@ -406,7 +429,14 @@ class ScoreMovingBessKGE(BessKGE):
         scored = self._score(head, relation, tail, negative)
         return scored.positive.flatten(), scored.negative.flatten(end_dim=1)
 
-    def _score(self, head: Tensor, relation: Tensor, tail: Tensor, negative: Tensor) -> Scored:
+    def _score(
+        self,
+        head: Tensor,
+        relation: Tensor,
+        tail: Tensor,
+        negative: Tensor,
+        triple_mask: Optional[Tensor] = None,
+    ) -> Scored:
         n_peer, n_positive = head.shape[1:]
         n_query = n_peer * n_positive
         rows = gather(self.entity_embedding, self.lookups(head, tail, negative))

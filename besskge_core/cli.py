@@ -24,8 +24,8 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from besskge_core import catalogue
 from besskge_core import config as configuration
+from besskge_core.catalogue import benchmarks
 from besskge_core.environment import describe, version_of
 from besskge_core.errors import BessError, CheckpointError, ConfigError, DataError, DataWarning
 from besskge_core.evaluation import METRICS, Ranking, rank_triples
@@ -369,10 +369,10 @@ def _benchmark_table() -> Table:
     table = Table(title="data sets", title_justify="left")
     for column in ("name", "entities", "relations", "train", "valid", "test", "found"):
         table.add_column(column, justify="left" if column in ("name", "found") else "right")
-    for name, benchmark in sorted(catalogue.BENCHMARKS.items()):
+    for name, benchmark in sorted(benchmarks.BENCHMARKS.items()):
         counts = [f"{n:,}" for n in benchmark.counts]
         table.add_row(name, *counts, Text(_where(benchmark.folder)))
-    for name in catalogue.GENERATORS:
+    for name in benchmarks.GENERATORS:
         table.add_row(name, *[""] * 5, "generated, any size")
     return table
 
@@ -380,6 +380,6 @@ def _benchmark_table() -> Table:
 def _where(folder: str) -> str:
     """Where a benchmark is, or that it would be fetched."""
     given = os.environ.get("BESSKGE_DATA")
-    places = [*([given] if given else []), catalogue._cache()]
+    places = [*([given] if given else []), benchmarks.cache_folder()]
     found = [place for place in places if os.path.isdir(os.path.join(place, folder))]
     return os.path.join(found[0], folder) if found else "fetched when it is first used"

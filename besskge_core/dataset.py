@@ -22,9 +22,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from besskge_core import folders, labelling, storage
 from besskge_core.errors import ConfigError, DataError, ShapeError
-from besskge_core.reading import TableFile
+from besskge_core.reading import folders, labelling, storage
+from besskge_core.reading.files import TableFile
 
 __all__ = ["KGDataset"]
 
@@ -163,7 +163,7 @@ class KGDataset:
         seed: int = 1234,
         deduplicate: bool = False,
     ) -> KGDataset:
-        """Files of labelled triples; see :mod:`besskge_core.reading` for their kinds.
+        """Files of labelled triples; see :mod:`besskge_core.reading.files` for their kinds.
 
         Args:
             files: part to path, or the path of one file that is split at random.
@@ -189,7 +189,7 @@ class KGDataset:
 
     @classmethod
     def from_folder(cls, path: Path, types: bool = False, **options: Any) -> KGDataset:
-        """A folder in one of the layouts of :mod:`besskge_core.folders`.
+        """A folder in one of the layouts of :mod:`besskge_core.reading.folders`.
 
         Args:
             path: the folder.

@@ -22,7 +22,7 @@ def describe() -> Dict[str, Any]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         **{name: version_of(name) for name in PACKAGES},
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "n_cpu": _n_cpu(),
         "threads": torch.get_num_threads(),

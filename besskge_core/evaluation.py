@@ -202,9 +202,7 @@ def _pick_true(tiles: TilesTwice, answer_row: Tensor) -> Tensor:
     return true_score
 
 
-def _check(
-    score_fn: BaseScoreFunction, triples: NDArray[np.integer], sides: Sequence[str]
-) -> None:
+def _check(score_fn: BaseScoreFunction, triples: NDArray[np.integer], sides: Sequence[str]) -> None:
     unknown = sorted(set(sides) - set(SIDES))
     if unknown or not sides:
         raise ConfigError(f"unknown sides {unknown or sides}; expected some of {SIDES}")

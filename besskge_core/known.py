@@ -52,9 +52,7 @@ class KnownTriples:
         """Known answers of queries (?, r, t); see :meth:`tails`."""
         return self._look_up(self._heads, tail, relation)
 
-    def _key(
-        self, entity: NDArray[np.integer], relation: NDArray[np.integer]
-    ) -> NDArray[np.int64]:
+    def _key(self, entity: NDArray[np.integer], relation: NDArray[np.integer]) -> NDArray[np.int64]:
         key: NDArray[np.int64] = np.asarray(relation, np.int64) * self.n_entity + entity
         return key
 

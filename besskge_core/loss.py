@@ -82,9 +82,7 @@ class BaseLossFunction(nn.Module, abc.ABC):
     ) -> Tensor:
         """positive (B,), negative (B, N) with -inf where excluded, how many are not -> (B,)."""
 
-    def get_negative_weights(
-        self, negative: Tensor, n_negative: Tensor | float = 0.0
-    ) -> Tensor:
+    def get_negative_weights(self, negative: Tensor, n_negative: Tensor | float = 0.0) -> Tensor:
         """Weights (B, N), or (B, 1) if uniform, of the negatives of each row; they sum to one."""
         if self.negative_adversarial_sampling:
             negative = negative.detach()

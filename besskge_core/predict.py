@@ -26,7 +26,7 @@ from besskge_core.all_entities import SIDES, AllEntityScorer
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
-from besskge_core.labelling import triple_keys
+from besskge_core.reading.labelling import triple_keys
 from besskge_core.scoring import BaseScoreFunction
 from besskge_core.vocabulary import Label, Vocabulary
 

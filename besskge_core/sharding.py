@@ -211,9 +211,7 @@ class PartitionedTripleSet:
         """
         n_shard = sharding.n_shard
         if mode not in PARTITION_MODES:
-            raise ConfigError(
-                f"unknown partition mode {mode!r}; expected one of {PARTITION_MODES}"
-            )
+            raise ConfigError(f"unknown partition mode {mode!r}; expected one of {PARTITION_MODES}")
         head_shard = sharding.entity_to_shard[triples[:, 0]]
         tail_shard = sharding.entity_to_shard[triples[:, 2]]
         shape: Tuple[int, ...] = (n_shard,)

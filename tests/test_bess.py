@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -330,8 +332,10 @@ def test_augmentation_adds_the_other_positives_of_the_shard(graph, scheme, form)
     shard = torch.arange(4).repeat_interleave(16)
     same_side = (found.heads[:, None] == found.heads) & (shard[:, None] == shard)
     lists = torch.stack([replaced[row] for row in same_side])
+    counted = torch.stack([batch["triple_mask"].flatten()[row] for row in same_side])
+    assert not counted.all()  # what stands in for missing triples is no candidate
     _, added = direct_scores(model.score_fn, found._replace(candidates=lists))
-    added = added.masked_fill(lists == replaced[:, None], -torch.inf)
+    added = added.masked_fill((lists == replaced[:, None]) | ~counted, -torch.inf)
     assert_close(scores, torch.cat([sampled, added], dim=1))
 
 
@@ -340,6 +344,7 @@ def test_no_entity_is_its_own_negative_by_augmentation(graph):
         graph, EmbeddingMovingBessKGE, "t", "flat", augment_negative=True,
         loss_fn=LogSigmoidLoss(0.0, False),
     )  # fmt: skip
+    del batch["triple_mask"]
     tail = global_batch(batch, model).triples[:, 2].view(4, 16)
     own = (tail[:, :, None] == tail[:, None]).flatten(0, 1)
     assert (own.sum(1) > 1).any()  # hub tails: the same entity in other rows
@@ -456,12 +461,20 @@ def test_a_regularizer_needs_the_embeddings_of_the_step(graph):
         model(**batch)
 
 
-def test_a_batch_of_another_shape_is_refused(graph, mover):
+@pytest.mark.parametrize(
+    "name, shape, expected",
+    [
+        ("tail", (4, 4, 5), "(L, S, P)"),
+        ("negative", (4, 3, 16, 3), "(L, S, A, N)"),
+        ("triple_mask", (4, 16), "(L, S, P)"),
+        ("negative_mask", (4, 4, 16, 3), "(L, A, S, N)"),
+    ],
+)
+def test_a_batch_of_another_shape_is_refused(graph, mover, name, shape, expected):
     model, batch = step(graph, mover)
-    batch["negative"] = batch["negative"][:, :3]
-    with pytest.raises(
-        ShapeError, match=r"negative has shape \(4, 3, 16, 3\), expected \(L, S, A, N\)"
-    ):
+    batch[name] = torch.zeros(shape, dtype=torch.bool if "mask" in name else torch.int32)
+    message = re.escape(f"{name} has shape {shape}, expected {expected} with L=4")
+    with pytest.raises(ShapeError, match=message):
         model(**batch)
 
 

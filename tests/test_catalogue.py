@@ -18,9 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from besskge_core import catalogue
-from besskge_core.catalogue import BENCHMARKS, hard_negatives, load_dataset
-from besskge_core.download import Benchmark, SourceFile, fetch
+from besskge_core.catalogue import BENCHMARKS, benchmarks, hard_negatives, load_dataset
+from besskge_core.catalogue.download import Benchmark, SourceFile, fetch
 from besskge_core.errors import ConfigError, DataError, DatasetNotFoundError, DownloadError
 
 REAL = os.environ.get("BESSKGE_DATA")
@@ -312,7 +311,7 @@ def test_the_cache_is_where_the_platform_wants_it(monkeypatch, tmp_path):
     where = {}
     for platform in ("linux", "darwin", "win32"):
         monkeypatch.setattr(sys, "platform", platform)
-        where[platform] = Path(catalogue._cache())
+        where[platform] = Path(benchmarks.cache_folder())
     assert where["linux"] == where["win32"] == tmp_path / "besskge"
     assert where["darwin"] == Path("/home/ada/Library/Caches/besskge")
 

@@ -19,7 +19,7 @@ from besskge_core.errors import (
     DataWarning,
     ShapeError,
 )
-from besskge_core.labelling import triple_keys
+from besskge_core.reading.labelling import triple_keys
 
 TRAIN = [("ada", "knows", "bob"), ("bob", "knows", "ada"), ("cy", "lives_in", "rome")]
 TEST = [("cy", "knows", "dan"), ("ada", "lives_in", "rome")]

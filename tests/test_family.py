@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import pytest
 
+from besskge_core.catalogue.family import CHUNK, RELATIONS, A, family
 from besskge_core.errors import ConfigError
-from besskge_core.family import CHUNK, RELATIONS, A, family
 
 SYMMETRIC = ("spouse_of", "sibling_of", "borders")
 INVERSE = (("parent_of", "child_of"), ("works_for", "employs"))

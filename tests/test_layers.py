@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "besskge_core"
 LAYERS = [  # low to high; modules of one line may know each other
     "errors", "registry", "config environment vocabulary", "counting", "philox", "shapes",
-    "catalogue dataset download family folders labelling reading storage",
+    "reading", "dataset", "catalogue",
     "sharding", "known", "negative_sampler", "batch_sampler", "exchange", "ops", "embedding",
     "regularizer", "loss", "metric", "scoring", "bess", "optim", "runtime", "all_entities",
     "evaluation", "predict", "training", "report", "cli",

@@ -13,7 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from besskge_core.errors import ConfigError, DataError, DatasetNotFoundError, DataWarning
-from besskge_core.reading import TableFile, as_strings, encode, locate, read_integers, read_strings
+from besskge_core.reading.files import (
+    TableFile,
+    as_strings,
+    encode,
+    locate,
+    read_integers,
+    read_strings,
+)
 
 ROWS = [("a", "likes", "b"), ("007", 'say "hi"', '"NA"'), ("ü, ö", " x", "null")]
 TSV = "".join("\t".join(row) + "\n" for row in ROWS)

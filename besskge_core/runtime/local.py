@@ -76,9 +76,7 @@ class LocalRuntime:
         @torch.no_grad()
         def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
             self.model.eval()
-            return _stack(
-                [self.model(**micro.columns) for micro in self._micro_batches(batch)]
-            )
+            return _stack([self.model(**micro.columns) for micro in self._micro_batches(batch)])
 
         return step
 

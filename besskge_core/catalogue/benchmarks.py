@@ -4,7 +4,7 @@ A benchmark is looked for, in this order,
 
 1. in the folder of its name under ``$BESSKGE_DATA``,
 2. in the cache: ``$BESSKGE_CACHE``, or ``besskge`` in the cache folder of the platform,
-3. at its public source, from where it is put into the cache (:mod:`besskge_core.download`).
+3. at its public source, from where it is put into the cache (`download`).
 
 Wherever it was found, its counts are compared with the published ones, so that a result under the
 name of a benchmark is a result on that benchmark. IDs run over all parts: the 210 test triples of
@@ -23,14 +23,14 @@ from typing import Any, Callable, Dict, Tuple, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from besskge_core import download
+from besskge_core.catalogue import download
+from besskge_core.catalogue.download import Benchmark, SourceFile
+from besskge_core.catalogue.family import family
 from besskge_core.dataset import KGDataset
-from besskge_core.download import Benchmark, SourceFile
 from besskge_core.errors import ConfigError, DataError, DatasetNotFoundError, DataWarning
-from besskge_core.family import family
-from besskge_core.folders import find_table
+from besskge_core.reading.folders import find_table
 
-__all__ = ["BENCHMARKS", "GENERATORS", "hard_negatives", "load_dataset"]
+__all__ = ["BENCHMARKS", "GENERATORS", "cache_folder", "hard_negatives", "load_dataset"]
 
 CONVE = "TimDettmers/ConvE/f3c0eb286025410fa5b4c04696c918264163d0ca"
 CODEX = "tsafavi/codex/3132e426c2a6b643b70bad679905a3a6270be440"
@@ -282,12 +282,13 @@ def _load_benchmark(benchmark: Benchmark, types: bool) -> KGDataset:
 def _find_or_fetch(benchmark: Benchmark) -> str:
     given = os.environ.get("BESSKGE_DATA")
     folders = [os.path.join(given, benchmark.folder)] if given else []
-    folders.append(os.path.join(_cache(), benchmark.folder))
+    folders.append(os.path.join(cache_folder(), benchmark.folder))
     found = [folder for folder in folders if os.path.isdir(folder)]
-    return found[0] if found else download.fetch(benchmark, _cache())
+    return found[0] if found else download.fetch(benchmark, cache_folder())
 
 
-def _cache() -> str:
+def cache_folder() -> str:
+    """Where fetched benchmarks are kept: ``$BESSKGE_CACHE``, or the cache folder of the platform."""
     given = os.environ.get("BESSKGE_CACHE")
     if given:
         return given

@@ -9,7 +9,7 @@ LibKGE      ``train.del``, ``entity_ids.del``, ...; ``dataset.yaml`` may      ID
             name others
 =========== ================================================================= ======
 
-In a folder of labels any kind of file that :mod:`besskge_core.reading` knows will do, and the parts
+In a folder of labels any kind of file that :mod:`besskge_core.reading.files` knows will do, and the parts
 may also be called training, validation, val, dev and testing. Two more files may be there, each of
 two columns: ``entity_labels`` (identifier, name) gives `entity_names`; ``entity_types``
 (identifier, type) gives IDs type by type. Of several types of an entity the one counts that most
@@ -25,9 +25,9 @@ from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 
-from besskge_core import labelling
 from besskge_core.errors import ConfigError, DataError, DatasetNotFoundError
-from besskge_core.reading import (
+from besskge_core.reading import labelling
+from besskge_core.reading.files import (
     COMPRESSIONS,
     KINDS,
     TableFile,

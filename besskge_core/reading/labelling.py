@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from besskge_core.errors import ConfigError, DataError, DataWarning
-from besskge_core.reading import TableFile, as_strings, encode, locate, read_strings
+from besskge_core.reading.files import TableFile, as_strings, encode, locate, read_strings
 
 __all__ = ["LabelledTriples", "first_rows", "from_file", "from_frame", "to_ids", "triple_keys"]
 
