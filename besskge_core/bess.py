@@ -97,6 +97,12 @@ class BessKGE(nn.Module, abc.ABC):
         self.return_scores, self.augment_negative = return_scores, augment_negative
         self.exchange: Exchange = LocalExchange(score_fn.sharding.n_shard)
 
+    def __init_subclass__(cls, **options: object) -> None:
+        # Who overrides score_batch alone, of whichever class, is to be asked for the scores.
+        super().__init_subclass__(**options)
+        if "score_batch" in vars(cls) and "_score" not in vars(cls):
+            cls._score = BessKGE._score  # type: ignore[method-assign]
+
     @property
     def entity_embedding(self) -> nn.Parameter:
         """The entity table of the score function, (L, E, D)."""
@@ -166,7 +172,7 @@ class BessKGE(nn.Module, abc.ABC):
         """Scores of the micro-batch; arguments as in :meth:`forward`.
 
         Returns:
-            positive (L * B,) and negative (L * B, C).
+            positive (L * B,) and negative (L * B, C), -inf where excluded.
         """
 
     def lookups(self, head: Tensor, tail: Tensor, negative: Tensor) -> Optional[Tensor]:
@@ -186,7 +192,8 @@ class BessKGE(nn.Module, abc.ABC):
     ) -> Scored:
         positive, scores = self.score_batch(head, relation, tail, negative)
         n_host = head.shape[0]
-        return Scored(positive.view(n_host, -1), scores.view(n_host, -1, scores.shape[-1]))
+        negative_score = scores.view(n_host, -1, scores.shape[-1])
+        return Scored(positive.view(n_host, -1), negative_score, mask=~negative_score.isneginf())
 
     def _loss(
         self,
@@ -310,7 +317,7 @@ class EmbeddingMovingBessKGE(BessKGE):
     def score_batch(
         self, head: Tensor, relation: Tensor, tail: Tensor, negative: Tensor
     ) -> Tuple[Tensor, Tensor]:
-        scored = self._score(head, relation, tail, negative)
+        scored = EmbeddingMovingBessKGE._score(self, head, relation, tail, negative)
         return scored.positive.flatten(), scored.negative.flatten(end_dim=1)
 
     def _score(
@@ -426,7 +433,7 @@ class ScoreMovingBessKGE(BessKGE):
     def score_batch(
         self, head: Tensor, relation: Tensor, tail: Tensor, negative: Tensor
     ) -> Tuple[Tensor, Tensor]:
-        scored = self._score(head, relation, tail, negative)
+        scored = ScoreMovingBessKGE._score(self, head, relation, tail, negative)
         return scored.positive.flatten(), scored.negative.flatten(end_dim=1)
 
     def _score(
@@ -453,13 +460,13 @@ class ScoreMovingBessKGE(BessKGE):
             self._gathered(tail_rows, True),
         ]
         shape = (n_peer, *negative.shape[2:])  # (S, A, N), to
-        scores = torch.stack(
-            [
-                self._score_here(of_shard, lists.unflatten(0, shape), n_positive)
-                for *of_shard, lists in zip(*(x.unbind() for x in queries), negative_rows.unbind())
-            ]
-        )
-        returned = self.exchange.all_to_all(scores)  # (L, S, B, C / S), from
+        scores = [
+            self._score_here(of_shard, lists.unflatten(0, shape), n_positive)
+            for *of_shard, lists in zip(*(x.unbind() for x in queries), negative_rows.unbind())
+        ]
+        # Stacked so that what follows is a view where all shards are here.
+        stacked = torch.stack(scores, dim=2).permute(2, 0, 1, 3)  # (L, S, B, C / S), to
+        returned = self.exchange.all_to_all(stacked)  # (L, S, B, C / S), from
         return Scored(
             torch.stack(positive), returned.transpose(1, 2).flatten(2), head_rows, tail_rows
         )

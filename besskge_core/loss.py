@@ -85,11 +85,12 @@ class BaseLossFunction(nn.Module, abc.ABC):
     def get_negative_weights(self, negative: Tensor, n_negative: Tensor | float = 0.0) -> Tensor:
         """Weights (B, N), or (B, 1) if uniform, of the negatives of each row; they sum to one."""
         if self.negative_adversarial_sampling:
-            negative = negative.detach()
-            scaled = self.negative_adversarial_scale * negative
+            scaled = self.negative_adversarial_scale * negative.detach()
+            if not isinstance(n_negative, Tensor):
+                return scaled.softmax(-1)
             # Not the product: what is excluded stays so for a scale of 0, or below.
             weight = scaled.masked_fill(negative.isneginf(), -math.inf).softmax(-1)
-            return weight.nan_to_num(0.0) if isinstance(n_negative, Tensor) else weight
+            return weight.nan_to_num(0.0)
         if isinstance(n_negative, Tensor):
             return 1.0 / n_negative.clamp(min=1.0).unsqueeze(-1)
         return negative.new_full((1, 1), 1.0 / negative.shape[1])
@@ -189,11 +190,11 @@ class SampledSoftmaxCrossEntropyLoss(BaseLossFunction):
     def per_positive(
         self, positive: Tensor, negative: Tensor, n_negative: Tensor | float
     ) -> Tensor:
-        if isinstance(n_negative, Tensor):
-            stands_for = (math.log(self.n_entity - 1) - n_negative.clamp(min=1).log()).unsqueeze(-1)
-            scores = torch.cat([positive.unsqueeze(-1), negative + stands_for], dim=-1)
-            return -scores.log_softmax(-1)[:, 0]
-        # The correction of all negatives is as well taken off the positive, which is one column.
-        stands_for_all = math.log(self.n_entity - 1) - math.log(n_negative)
-        scores = torch.cat([(positive - stands_for_all).unsqueeze(-1), negative], dim=-1)
-        return -scores.log_softmax(-1)[:, 0]
+        log_count = (
+            n_negative.clamp(min=1.0).log()
+            if isinstance(n_negative, Tensor)
+            else math.log(n_negative)
+        )
+        stands_for = math.log(self.n_entity - 1) - log_count
+        # -log of the positive's share, e^p / (e^p + e^l), is the softplus of l - p.
+        return F.softplus(negative.logsumexp(-1) + stands_for - positive)

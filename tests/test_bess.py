@@ -59,8 +59,8 @@ def negative_sampler(form, triple_set, scheme, local):
 
 
 def step(graph, mover, scheme="t", form="per triple", n_shard=4, score="rotate", local=False,
-         dtype=torch.float64, **options):  # fmt: skip
-    """A model and the first micro-batch of its sampler."""
+         dtype=torch.float64, at=-1, **options):  # fmt: skip
+    """A model and a batch: by default the last of an epoch, in which some triples are masked."""
     sharding = Sharding.create(
         graph.n_entity, n_shard, seed=3, type_offsets=list(graph.type_offsets.values())
     )
@@ -71,7 +71,7 @@ def step(graph, mover, scheme="t", form="per triple", n_shard=4, score="rotate",
         score, sharding, graph.n_relation_type, sharing="shared" in form, dtype=dtype
     )
     model = mover(sampler, score_fn, **{"return_scores": True, **options})
-    return model, {name: x[0] for name, x in batches[0].items()}
+    return model, {name: x[0] for name, x in batches[range(len(batches))[at]].items()}
 
 
 @pytest.fixture(params=MOVERS)
@@ -145,7 +145,7 @@ def test_local_sampling_scores_the_negatives_of_the_own_shard(graph, scheme, for
 
 @pytest.mark.parametrize("local", [False, True])
 def test_just_the_negatives_of_another_type_are_excluded(graph, scheme, local):
-    model, batch = step(graph, EmbeddingMovingBessKGE, scheme, "typed", local=local)
+    model, batch = step(graph, EmbeddingMovingBessKGE, scheme, "typed", local=local, at=0)
     excluded = model(**batch)["negative_score"].isneginf()
     first = torch.tensor(list(graph.type_offsets.values()))
     triples, candidates, heads = global_batch(batch, model)
@@ -352,7 +352,7 @@ def test_no_entity_is_its_own_negative_by_augmentation(graph):
     added = out["negative_score"][:, 4 * 3 :]
     assert torch.equal(added.isneginf(), own)
     expected = LogSigmoidLoss(0.0, False)(
-        out["positive_score"], out["negative_score"], batch["triple_mask"].flatten().double(),
+        out["positive_score"], out["negative_score"], torch.ones(64, dtype=torch.float64),
         ~out["negative_score"].isneginf(),
     )  # fmt: skip
     assert_close(out["loss"], expected / 4)
@@ -431,6 +431,29 @@ def test_a_subclass_needs_score_batch_alone(graph):
     assert out["negative_score"].isneginf()[0].tolist() == 4 * [True, False, False]
     out["loss"].backward()
     assert model.entity_embedding.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("options", [dict(), dict(augment_negative=True)])
+def test_a_mover_whose_score_batch_is_overridden_is_asked_for_its_scores(graph, mover, options):
+    class Doubled(mover):
+        def score_batch(self, head, relation, tail, negative):
+            positive, scores = super().score_batch(head, relation, tail, negative)
+            return 2 * positive, 2 * scores
+
+    if mover is ScoreMovingBessKGE and options:
+        pytest.skip("moving scores does not augment")
+    options.update(loss_fn=MarginRankingLoss(1.0, False))
+    (model, batch), (plain, _) = (
+        step(graph, of, form="flat", **options) for of in (Doubled, mover)
+    )
+    del batch["triple_mask"]
+    found, once = model(**batch), plain(**batch)
+    assert_close(found["positive_score"], 2 * once["positive_score"])
+    assert_close(found["negative_score"], 2 * once["negative_score"])
+    excluded = found["negative_score"].isneginf()
+    positive, negative = found["positive_score"], found["negative_score"]
+    expected = MarginRankingLoss(1.0, False)(positive, negative, torch.ones(()).double(), ~excluded)
+    assert_close(found["loss"], expected / 4)
 
 
 def test_score_batch_gives_the_scores_that_forward_returns(graph, mover):

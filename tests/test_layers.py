@@ -23,12 +23,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
 def name_of(path):
-    return ".".join((PACKAGE.name,) + path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join((PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts))
 
 
 def imported(path):
     """Every name that the file imports, absolute or relative, wherever it does."""
-    package = ".".join((PACKAGE.name,) + path.parent.relative_to(PACKAGE).parts)
+    package = ".".join((PACKAGE.name, *path.parent.relative_to(PACKAGE).parts))
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -39,10 +39,8 @@ def table(dtype=torch.float64):
 
 def cost_of(parameter, index, sparse=True):
     """A loss of the rows looked up, by the sparse or the dense way."""
-    if sparse:
-        rows = gather(parameter, index)
-    else:
-        rows = parameter[torch.arange(N_SHARD)[:, None], index]
+    shard = torch.arange(N_SHARD)[:, None]
+    rows = gather(parameter, index) if sparse else parameter[shard, index]
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     weight = torch.arange(1.0, 5.0, dtype=rows.dtype)[:, None]
     return (weight * rows.sin()).sum()

@@ -20,6 +20,8 @@ RECORDS = [
     {"epoch": 3, "loss": 0.125, "lr": 0.05, "note": 'with "quotes", commas'},
     {"epoch": 4, "loss": 1e-9, "lr": 0.05, "valid_mrr": 0.5},
 ]
+#: torch 2.0 looks at the version of TensorBoard in a way that its Python deprecates.
+old_torch = pytest.mark.filterwarnings("ignore:distutils Version classes:DeprecationWarning")
 FILES = {"jsonl": "log.jsonl", "csv": "log.csv"}
 
 
@@ -127,6 +129,7 @@ def test_no_trackers_are_none_and_each_is_made_once(tmp_path):
     assert isinstance(tracker, TRACKERS["csv"])
 
 
+@old_torch
 def test_tensorboard_gets_the_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -137,6 +140,7 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("valid_mrr")] == [(2, 0.25), (4, 0.5)]
 
 
+@old_torch
 def test_tensorboard_forgets_the_epochs_done_again(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
