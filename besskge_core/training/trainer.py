@@ -129,10 +129,11 @@ def train(
         NonFiniteLossError: training diverged; the last checkpoint is intact.
         KeyboardInterrupt: interrupted, after a checkpoint was written.
     """
-    _prepare_folder(folder, config, resume)
+    _check_folder(folder, config, resume)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     dataset = load_dataset(config.data.dataset, **config.data.dataset_options)
+    _write_settings(folder, config)
     return Trainer(config, dataset, folder, console or Console(quiet=True)).run()
 
 
@@ -334,8 +335,8 @@ class Trainer:
         return TrainingResult(metrics, self.state.history, self.state.stopped_because, self.folder)
 
 
-def _prepare_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
-    """Make the folder, or check that it holds the run to resume; write the configuration."""
+def _check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
+    """The folder must be empty, or hold the run to resume; what a kill left half-written goes."""
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise ConfigError(
             f"{folder} is not empty; give another folder, or resume the run that is in it"
@@ -347,6 +348,9 @@ def _prepare_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
         _check_same(configuration.load(TrainingConfig, before), config, folder)
         for leftover in (*folder.glob("checkpoints/.*"), *folder.glob("best/.*")):
             shutil.rmtree(leftover)
+
+
+def _write_settings(folder: Path, config: TrainingConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     configuration.dump(config, folder / "config.toml")
     (folder / "environment.json").write_text(json.dumps(describe(), indent=1) + "\n")
