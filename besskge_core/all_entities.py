@@ -58,18 +58,14 @@ class AllEntityScorer:
         table = score_fn.entity_embedding
         known = table.flatten(end_dim=1).index_select(0, entity_row)
         inverse = side == "head" and score_fn.inverse_relations
-        rows = score_fn.relation(relation + score_fn.n_relation_type if inverse else relation)
-        formula = score_fn.formula
-        # A formula that broadcasts holds a row for each score.
-        cost = len(relation) * (table.shape[-1] if formula.materializes else 1)
-        height = max(self.max_scores // max(cost, 1), 1)
+        heads = side == "head" and not inverse
+        relation = relation + score_fn.n_relation_type if inverse else relation
+        query = score_fn.query(known, relation, heads)
+        height = max(self.max_scores // max(len(relation), 1), 1)
         for shard, count in enumerate(sharding.shard_counts.tolist()):
             for first in range(0, count, height):
                 candidates = table[shard, first : min(first + height, count)]
-                if side == "tail" or inverse:
-                    scores = formula.tails(known, rows, candidates)
-                else:
-                    scores = formula.heads(candidates, rows, known)
+                scores = score_fn.score_candidates(query, candidates.unsqueeze(0), heads)
                 yield Tile(shard * table.shape[1] + first, scores)
 
     def tiles_twice(self, side: str, entity_row: Tensor, relation: Tensor) -> TilesTwice:

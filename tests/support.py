@@ -57,9 +57,9 @@ def make_score(
         options["scoring_norm"] = p
     generator = torch.Generator().manual_seed(0)
     fill = fill or (lambda table: table.normal_(generator=generator))
-    for table in ("entity_initializer", "relation_initializer"):
-        n_part = len(parameters[table].default)
-        options[table] = [fill] * n_part
+    for table in ("entity", "relation"):
+        n_part = len(getattr(cls, f"{table}_initializers"))
+        options[f"{table}_initializer"] = [fill] * n_part
     return cls(**{**options, **changes}).to(dtype)
 
 

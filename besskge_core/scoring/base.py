@@ -1,14 +1,21 @@
-"""A score function is a formula with the tables of one graph.
+"""A score function: how plausible triples are, and the tables of one graph.
+
+:class:`BaseScoreFunction` is what BESS needs of one, :class:`FormulaScoreFunction` makes one of a
+formula, and :class:`DistanceBasedScoreFunction` and :class:`MatrixDecompositionScoreFunction` are
+for those who write the three scores out.
 
 Axes:
-    B: triples that one shard scores       N: negatives of a block
+    B: triples that one shard scores       N: candidates of a block
+    A: blocks of candidates, 1 for all triples or B, one a triple
     D, R: widths of entity and relation rows
 """
 
 from __future__ import annotations
 
-from typing import Tuple
+import abc
+from typing import Tuple, Union
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,77 +27,95 @@ from besskge_core.embedding import (
 )
 from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.registry import Registry
-from besskge_core.scoring.formula import ScoreFormula
+from besskge_core.scoring.comparators import Dot, distance_matrix, norm
+from besskge_core.scoring.formula import Heads, ScoreFormula
 from besskge_core.sharding import Sharding
 
+#: What candidates are compared with, (B, ...) each; opaque but to the score function.
+Query = Tuple[Tensor, ...]
 
-class BaseScoreFunction(nn.Module):
+
+class BaseScoreFunction(nn.Module, abc.ABC):
     """Scores triples whose entity rows are given; relation rows are looked up.
 
-    Args:
-        formula: the formula.
-        negative_sample_sharing: score every query against the candidates of all of them.
-        sharding: of the entities.
-        n_relation_type: relations of the graph.
-        entity_initializer: a table, or a function for each part of a row; see
-            :func:`~besskge_core.embedding.initialize_entity_embedding`.
-        relation_initializer: likewise.
-        inverse_relations: also make embeddings of the inverse relations.
+    A subclass sets the first four attributes and defines the scores of triples, heads and tails.
 
     Attributes:
+        negative_sample_sharing: score every query against the candidates of all of them.
+        sharding: of the entities.
         entity_embedding: (n_shard, max_entity_per_shard, D).
         relation_embedding: (n_relation_type or twice as many, R).
+        inverse_relations: whether there are embeddings of the inverse relations, too.
     """
 
-    def __init__(
-        self,
-        formula: ScoreFormula,
-        negative_sample_sharing: bool,
-        sharding: Sharding,
-        n_relation_type: int,
-        entity_initializer: Initializers,
-        relation_initializer: Initializers,
-        inverse_relations: bool = False,
-    ) -> None:
-        super().__init__()
-        self.negative_sample_sharing, self.sharding = negative_sample_sharing, sharding
-        self.n_relation_type, self.inverse_relations = n_relation_type, inverse_relations
-        self.formula = formula
-        self.entity_embedding = initialize_entity_embedding(
-            sharding, entity_initializer, formula.widths(formula.entity_parts)
-        )
-        self.relation_embedding = initialize_relation_embedding(
-            n_relation_type,
-            inverse_relations,
-            relation_initializer,
-            formula.widths(formula.relation_parts),
-        )
+    negative_sample_sharing: bool
+    sharding: Sharding
+    entity_embedding: nn.Parameter
+    relation_embedding: nn.Parameter
+    inverse_relations: bool = False
+
+    @property
+    def n_relation_type(self) -> int:
+        """Relations of the graph, without inverse ones."""
+        return self.relation_embedding.shape[0] // (2 if self.inverse_relations else 1)
 
     def forward(self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor) -> Tensor:
         """See :meth:`score_triple`."""
         return self.score_triple(head_emb, relation_id, tail_emb)
 
+    @abc.abstractmethod
     def score_triple(self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor) -> Tensor:
         """head_emb (B, D), relation_id (B), tail_emb (B, D) -> (B)."""
-        return self.formula.triples(head_emb, self.relation(relation_id), tail_emb)
 
+    @abc.abstractmethod
     def score_heads(self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor) -> Tensor:
-        """Candidates head_emb (B or 1, N, D), relation_id (B), tail_emb (B, D).
+        """Candidates head_emb (A, N, D), relation_id (B), tail_emb (B, D).
 
         Returns:
-            (B, N); with `negative_sample_sharing` (B, B * N), every query against every block.
+            (B, N); with `negative_sample_sharing` (B, A * N), every query against every block.
         """
-        candidates = self._candidates(head_emb, relation_id)
-        return self.formula.heads(candidates, self.relation(relation_id), tail_emb)
 
+    @abc.abstractmethod
     def score_tails(self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor) -> Tensor:
-        """head_emb (B, D), relation_id (B), candidates tail_emb (B or 1, N, D).
+        """head_emb (B, D), relation_id (B), candidates tail_emb (A, N, D).
 
         Returns:
-            (B, N); with `negative_sample_sharing` (B, B * N), every query against every block.
+            (B, N); with `negative_sample_sharing` (B, A * N), every query against every block.
         """
-        candidates = self._candidates(tail_emb, relation_id)
-        return self.formula.tails(head_emb, self.relation(relation_id), candidates)
+
+    # -- the same in two steps: queries may travel between shards ----------------------------------
+
+    def query(self, known_emb: Tensor, relation_id: Tensor, heads: Heads) -> Query:
+        """What is known of triples: tails where heads are asked for, (B, D), and relations (B)."""
+        return known_emb, relation_id
+
+    def score_query(self, query: Query, entity_emb: Tensor, heads: Heads) -> Tensor:
+        """Each query with one entity, (B, D) -> (B)."""
+        known, relation_id = query
+        if isinstance(heads, Tensor):
+            asked = heads.unsqueeze(-1)
+            head, tail = (
+                torch.where(asked, entity_emb, known),
+                torch.where(asked, known, entity_emb),
+            )
+            return self.score_triple(head, relation_id, tail)
+        head, tail = (entity_emb, known) if heads else (known, entity_emb)
+        return self.score_triple(head, relation_id, tail)
+
+    def score_candidates(self, query: Query, candidate_emb: Tensor, heads: Heads) -> Tensor:
+        """Queries with candidates (A, N, D); shapes as :meth:`score_tails`."""
+        known, relation_id = query
+        if not isinstance(heads, Tensor):
+            if heads:
+                return self.score_heads(candidate_emb, relation_id, known)
+            return self.score_tails(known, relation_id, candidate_emb)
+        return torch.where(
+            heads.unsqueeze(-1),
+            self.score_heads(candidate_emb, relation_id, known),
+            self.score_tails(known, relation_id, candidate_emb),
+        )
+
+    # -- what else is asked of it ------------------------------------------------------------------
 
     def relation(self, relation_id: Tensor) -> Tensor:
         """relation_id (...), int32 or int64 -> (..., R)."""
@@ -100,7 +125,7 @@ class BaseScoreFunction(nn.Module):
         self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor
     ) -> Tuple[Tensor, Tensor, Tensor]:
         """Squared moduli of the entries of the three rows of each triple, for regularisers."""
-        return self.formula.squared_moduli(head_emb, self.relation(relation_id), tail_emb)
+        return head_emb.square(), self.relation(relation_id).square(), tail_emb.square()
 
     def update_sharding(self, new_sharding: Sharding) -> None:
         """Lay the entity table out for another sharding; dtype and `requires_grad` stay.
@@ -120,16 +145,132 @@ class BaseScoreFunction(nn.Module):
         )
         self.sharding = new_sharding
 
-    def _candidates(self, rows: Tensor, relation_id: Tensor) -> Tensor:
-        """(N', D) where the queries share their candidates, else (B, N, D)."""
-        if rows.dim() != 3 or rows.shape[0] not in (1, relation_id.shape[0]):
+    def _shared(self, candidate_emb: Tensor, n_query: int) -> Tensor:
+        """(A, N, D) -> (A * N, D) where all queries share the candidates, else as it is."""
+        if candidate_emb.dim() != 3 or candidate_emb.shape[0] not in (1, n_query):
             raise ShapeError(
-                f"candidates have shape {tuple(rows.shape)},"
-                f" expected (1 or B, N, D) with B={relation_id.shape[0]}"
+                f"candidates have shape {tuple(candidate_emb.shape)},"
+                f" expected (1 or B, N, D) with B={n_query}"
             )
-        if self.negative_sample_sharing or rows.shape[0] == 1:
-            return rows.reshape(-1, rows.shape[-1])
-        return rows
+        if self.negative_sample_sharing or candidate_emb.shape[0] == 1:
+            return candidate_emb.reshape(-1, candidate_emb.shape[-1])
+        return candidate_emb
+
+
+class FormulaScoreFunction(BaseScoreFunction):
+    """A formula with the tables of one graph.
+
+    Args:
+        formula: the formula.
+        negative_sample_sharing: score every query against the candidates of all of them.
+        sharding: of the entities.
+        n_relation_type: relations of the graph.
+        entity_initializer: a table, or a function for each part of a row; see
+            :func:`~besskge_core.embedding.initialize_entity_embedding`.
+        relation_initializer: likewise.
+        inverse_relations: also make embeddings of the inverse relations.
+    """
+
+    def __init__(
+        self,
+        formula: ScoreFormula,
+        negative_sample_sharing: bool,
+        sharding: Sharding,
+        n_relation_type: int,
+        entity_initializer: Initializers,
+        relation_initializer: Initializers,
+        inverse_relations: bool = False,
+    ) -> None:
+        super().__init__()
+        self.negative_sample_sharing, self.sharding = negative_sample_sharing, sharding
+        self.inverse_relations, self.formula = inverse_relations, formula
+        self.entity_embedding = initialize_entity_embedding(
+            sharding, entity_initializer, formula.widths(formula.entity_parts)
+        )
+        self.relation_embedding = initialize_relation_embedding(
+            n_relation_type,
+            inverse_relations,
+            relation_initializer,
+            formula.widths(formula.relation_parts),
+        )
+
+    def __init_subclass__(cls, **options: object) -> None:
+        # Who writes a score anew is to be asked for it, not the formula.
+        super().__init_subclass__(**options)
+        if {"score_triple", "score_heads", "score_tails"} & set(vars(cls)):
+            for name in ("query", "score_query", "score_candidates"):
+                if name not in vars(cls):
+                    setattr(cls, name, getattr(BaseScoreFunction, name))
+
+    def score_triple(self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor) -> Tensor:
+        return self.formula.triples(head_emb, self.relation(relation_id), tail_emb)
+
+    def score_heads(self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor) -> Tensor:
+        query = FormulaScoreFunction.query(self, tail_emb, relation_id, True)
+        return FormulaScoreFunction.score_candidates(self, query, head_emb, True)
+
+    def score_tails(self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor) -> Tensor:
+        query = FormulaScoreFunction.query(self, head_emb, relation_id, False)
+        return FormulaScoreFunction.score_candidates(self, query, tail_emb, False)
+
+    def query(self, known_emb: Tensor, relation_id: Tensor, heads: Heads) -> Query:
+        return (self.formula.query(known_emb, self.relation(relation_id), heads),)
+
+    def score_query(self, query: Query, entity_emb: Tensor, heads: Heads) -> Tensor:
+        return self.formula.rowwise(query[0], entity_emb, heads)
+
+    def score_candidates(self, query: Query, candidate_emb: Tensor, heads: Heads) -> Tensor:
+        (q,) = query
+        return self.formula.pairwise(q, self._shared(candidate_emb, len(q)), heads)
+
+    def squared_moduli(
+        self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor]:
+        return self.formula.squared_moduli(head_emb, self.relation(relation_id), tail_emb)
+
+
+class DistanceBasedScoreFunction(BaseScoreFunction, abc.ABC):
+    """For score functions of one's own: a negated distance of rows.
+
+    Args:
+        negative_sample_sharing: see the base class.
+        scoring_norm: p of the norm.
+    """
+
+    def __init__(self, negative_sample_sharing: bool, scoring_norm: Union[int, float]) -> None:
+        super().__init__()
+        self.negative_sample_sharing, self.scoring_norm = negative_sample_sharing, scoring_norm
+
+    def reduce_embedding(self, v: Tensor) -> Tensor:
+        """v (..., D) -> (...), its p-norm."""
+        return norm(v, self.scoring_norm)
+
+    def broadcasted_distance(self, v1: Tensor, v2: Tensor) -> Tensor:
+        """v1 (B, D), v2 (A, N, D) -> p-norm of the differences; shapes as :meth:`score_tails`."""
+        rows = self._shared(v2, v1.shape[0])
+        if rows.dim() == 2:
+            return distance_matrix(v1, rows, self.scoring_norm)
+        return self.reduce_embedding(v1.unsqueeze(1) - rows)
+
+
+class MatrixDecompositionScoreFunction(BaseScoreFunction, abc.ABC):
+    """For score functions of one's own: an inner product of rows.
+
+    Args:
+        negative_sample_sharing: see the base class.
+    """
+
+    def __init__(self, negative_sample_sharing: bool) -> None:
+        super().__init__()
+        self.negative_sample_sharing = negative_sample_sharing
+
+    def reduce_embedding(self, v: Tensor) -> Tensor:
+        """v (..., D) -> (...), its sum."""
+        return v.sum(-1)
+
+    def broadcasted_dot_product(self, v1: Tensor, v2: Tensor) -> Tensor:
+        """v1 (B, D), v2 (A, N, D) -> inner products; shapes as :meth:`score_tails`."""
+        return Dot().pairwise(v1, self._shared(v2, v1.shape[0]))
 
 
 SCORE_FUNCTIONS: Registry[type] = Registry("score function")

@@ -11,15 +11,11 @@ import abc
 import torch
 from torch import Tensor
 
+from besskge_core.scoring.tiles import in_tiles
+
 
 class Comparator(abc.ABC):
-    """Compares queries with entities.
-
-    Attributes:
-        materializes: pairwise scores of shared candidates hold a row each, not a number.
-    """
-
-    materializes: bool = False
+    """Compares queries with entities."""
 
     @abc.abstractmethod
     def rowwise(self, q: Tensor, e: Tensor) -> Tensor:
@@ -65,7 +61,6 @@ class ModulusDistance(Comparator):
 
     def __init__(self, p: float) -> None:
         self.p = p
-        self.materializes = p != 2
 
     def rowwise(self, q: Tensor, e: Tensor) -> Tensor:
         re, im = (q - e).chunk(2, -1)
@@ -75,9 +70,11 @@ class ModulusDistance(Comparator):
         return -norm((re * re + im * im).clamp(min=_least_square(q.dtype)).sqrt(), self.p)
 
     def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
-        if self.p == 2 and e.dim() == 2:
+        if e.dim() == 3:
+            return self.rowwise(q.unsqueeze(-2), e)
+        if self.p == 2:
             return -distance_matrix(q, e, 2)
-        return self.rowwise(q.unsqueeze(-2), e)
+        return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile), e, q.shape[0])
 
 
 def _least_square(dtype: torch.dtype) -> float:

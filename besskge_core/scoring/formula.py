@@ -1,27 +1,36 @@
 """Score formulas: how plausible is a triple, given the rows of its head, relation and tail?
 
-A formula owns no table and knows no shards. It comes in one of two forms:
+A formula owns no table and knows no shards. Whatever the side, a triple is scored in two steps:
+what is known, an entity and a relation, becomes a *query*; the query is compared with entities of
+the other side. Queries can travel between shards, and are made once for all that they meet.
 
-- :class:`QueryScore`: the relation moves one entity, and the result (the query) is compared with
-  the other. Candidates shared by a batch cost one matrix product or one distance matrix.
-- :class:`PairScore`: the relation acts on both entities, so nothing can be shared, and
-  candidates are broadcast.
+A formula comes in one of two forms:
+
+- :class:`QueryScore`: the relation moves one entity, and the result is compared with the other.
+  Candidates shared by a batch cost one matrix product or one distance matrix.
+- :class:`PairScore`: the relation acts on both entities, so nothing can be shared, and candidates
+  are broadcast, a tile of them at a time.
 
 Axes:
     B: triples scored together      N: candidates
-    D: width of an entity row       R: width of a relation row
+    D: width of an entity row       R: width of a relation row      Q: width of a query
 """
 
 from __future__ import annotations
 
 import abc
-from typing import List, Tuple
+from typing import List, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
 from besskge_core.scoring.comparators import Comparator
 from besskge_core.scoring.operators import Operator, Parts
+from besskge_core.scoring.tiles import in_tiles
+
+#: Whether heads are asked for, (?, r, t), rather than tails, (h, r, ?): of all queries, or
+#: bool (B,) of each.
+Heads = Union[bool, Tensor]
 
 
 class ScoreFormula(nn.Module, abc.ABC):
@@ -31,14 +40,12 @@ class ScoreFormula(nn.Module, abc.ABC):
         dim: width of one part of a row.
         entity_parts, relation_parts: the parts of a row, see `operators`.
         complex_entities, complex_relations: rows hold complex numbers, real half first.
-        materializes: scoring shared candidates holds a row for each score, not a number.
     """
 
     entity_parts: Parts = ("d",)
     relation_parts: Parts = ("d",)
     complex_entities: bool = False
     complex_relations: bool = False
-    materializes: bool = False
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -60,17 +67,21 @@ class ScoreFormula(nn.Module, abc.ABC):
             _squared(t, self.complex_entities),
         )
 
-    @abc.abstractmethod
     def triples(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         """h (B, D), r (B, R), t (B, D) -> (B)."""
+        return self.rowwise(self.query(h, r, False), t, False)
 
     @abc.abstractmethod
-    def heads(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """Candidates h, (N, D) shared or (B, N, D); r (B, R), t (B, D) -> (B, N)."""
+    def query(self, known: Tensor, r: Tensor, heads: Heads) -> Tensor:
+        """known (B, D), tails where heads are asked for, else heads; r (B, R) -> (B, Q)."""
 
     @abc.abstractmethod
-    def tails(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """Candidates t, (N, D) shared or (B, N, D); h (B, D), r (B, R) -> (B, N)."""
+    def rowwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
+        """q (B, Q), e (B, D) -> (B)."""
+
+    @abc.abstractmethod
+    def pairwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
+        """q (B, Q), e (N, D), shared, or (B, N, D) -> (B, N)."""
 
 
 class QueryScore(ScoreFormula):
@@ -83,35 +94,46 @@ class QueryScore(ScoreFormula):
         self.relation_parts = operator.relation_parts
         self.complex_entities = operator.complex_entities
         self.complex_relations = operator.complex_relations
-        self.materializes = comparator.materializes
 
-    def triples(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return self.comparator.rowwise(self.operator(h, r), t)
+    def query(self, known: Tensor, r: Tensor, heads: Heads) -> Tensor:
+        if isinstance(heads, Tensor):
+            back, forth = self.operator.adjoint(known, r), self.operator(known, r)
+            return torch.where(heads.unsqueeze(-1), back, forth)
+        query: Tensor = self.operator.adjoint(known, r) if heads else self.operator(known, r)
+        return query
 
-    def tails(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return self.comparator.pairwise(self.operator(h, r), t)
+    def rowwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
+        return self.comparator.rowwise(q, e)
 
-    def heads(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return self.comparator.pairwise(self.operator.adjoint(t, r), h)
+    def pairwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
+        return self.comparator.pairwise(q, e)
 
 
 class PairScore(ScoreFormula):
-    """One broadcasting formula, `score`, serves triples, heads and tails."""
+    """One broadcasting formula, `score`, serves triples, heads and tails.
 
-    materializes = True
+    A query is what is known, laid end to end.
+    """
 
     @abc.abstractmethod
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
         """h (..., D), r (..., R), t (..., D) -> (...), leading axes broadcast."""
 
-    def triples(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return self.score(h, r, t)
+    def query(self, known: Tensor, r: Tensor, heads: Heads) -> Tensor:
+        return torch.cat([known, r], dim=-1)
 
-    def tails(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return self.score(h.unsqueeze(-2), r.unsqueeze(-2), t)
+    def rowwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
+        known, r = q.split([e.shape[-1], q.shape[-1] - e.shape[-1]], dim=-1)
+        if isinstance(heads, Tensor):
+            heads = heads.unsqueeze(-1)
+            return self.score(torch.where(heads, e, known), r, torch.where(heads, known, e))
+        return self.score(e, r, known) if heads else self.score(known, r, e)
 
-    def heads(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        return self.score(h, r.unsqueeze(-2), t.unsqueeze(-2))
+    def pairwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
+        side = heads.unsqueeze(-1) if isinstance(heads, Tensor) else heads
+        if e.dim() == 3:
+            return self.rowwise(q.unsqueeze(-2), e, side)
+        return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile, side), e, q.shape[0])
 
 
 def _squared(row: Tensor, is_complex: bool) -> Tensor:

@@ -1,53 +1,63 @@
-"""The named score functions: a formula, its default initialisers, and where it was published.
+"""The constructors that named score functions share.
 
-Each takes `negative_sample_sharing`, `sharding`, `n_relation_type` and `embedding_size` (width of
-one part of a row), with `scoring_norm` before `sharding` where it measures a distance.
+A named score function is a formula and the way its tables begin. What is given to all of them:
+`negative_sample_sharing`, `sharding`, `n_relation_type` and `embedding_size` (width of one part of
+a row), with `scoring_norm` before `sharding` where a distance is measured.
 """
 
 from __future__ import annotations
 
-from besskge_core.embedding import (
-    Initializers,
-    init_KGE_normal,
-    init_KGE_uniform,
-    init_uniform_rotation,
-)
-from besskge_core.scoring.base import SCORE_FUNCTIONS, BaseScoreFunction
-from besskge_core.scoring.comparators import Distance, Dot, ModulusDistance
-from besskge_core.scoring.formula import QueryScore
-from besskge_core.scoring.operators import ComplexScaling, Rotation, Scaling, Translation
+import abc
+from typing import Optional, Sequence
+
+from besskge_core.embedding import Initializer, Initializers, init_KGE_uniform
+from besskge_core.scoring.base import FormulaScoreFunction
+from besskge_core.scoring.formula import ScoreFormula
 from besskge_core.sharding import Sharding
 
 
-@SCORE_FUNCTIONS.register("transe")
-class TransE(BaseScoreFunction):
-    """-||h + r - t||_p. Bordes et al., NeurIPS 2013. Rows: h, r, t of `embedding_size`."""
+class NamedScoreFunction(FormulaScoreFunction, abc.ABC):
+    """A formula with default initialisers.
+
+    Attributes:
+        entity_initializers: one for each part of an entity row.
+        relation_initializers: one for each part of a relation row.
+    """
+
+    entity_initializers: Sequence[Initializer] = (init_KGE_uniform,)
+    relation_initializers: Sequence[Initializer] = (init_KGE_uniform,)
 
     def __init__(
         self,
+        formula: ScoreFormula,
         negative_sample_sharing: bool,
-        scoring_norm: int,
         sharding: Sharding,
         n_relation_type: int,
-        embedding_size: int,
-        entity_initializer: Initializers = (init_KGE_uniform,),
-        relation_initializer: Initializers = (init_KGE_uniform,),
+        entity_initializer: Optional[Initializers] = None,
+        relation_initializer: Optional[Initializers] = None,
         inverse_relations: bool = False,
     ) -> None:
         super().__init__(
-            QueryScore(Translation(), Distance(scoring_norm), embedding_size),
-            negative_sample_sharing, sharding, n_relation_type,
-            entity_initializer, relation_initializer, inverse_relations,
+            formula, negative_sample_sharing, sharding, n_relation_type,
+            self.entity_initializers if entity_initializer is None else entity_initializer,
+            self.relation_initializers if relation_initializer is None else relation_initializer,
+            inverse_relations,
         )  # fmt: skip
 
 
-@SCORE_FUNCTIONS.register("rotate")
-class RotatE(BaseScoreFunction):
-    """-||h o exp(i r) - t||_p, the norm of complex moduli. Sun et al., ICLR 2019.
+class DistanceModel(NamedScoreFunction, abc.ABC):
+    """Measures a distance.
 
-    Upstream BESS-KGE takes the p-norm of real and imaginary parts, which for p = 1 a rotation
-    does not preserve, so that its scores of heads and triples differ; here they agree.
-    Entities: real then imaginary parts, 2 * `embedding_size`; relations: phases in radians.
+    Args:
+        negative_sample_sharing: score every query against the candidates of all of them.
+        scoring_norm: p of the norm.
+        sharding: of the entities.
+        n_relation_type: relations of the graph.
+        embedding_size: width of one part of a row.
+        entity_initializer: a table, or a function for each part of a row; None:
+            `entity_initializers`.
+        relation_initializer: likewise.
+        inverse_relations: also make embeddings of the inverse relations.
     """
 
     def __init__(
@@ -57,20 +67,23 @@ class RotatE(BaseScoreFunction):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Initializers = (init_KGE_uniform, init_KGE_uniform),
-        relation_initializer: Initializers = (init_uniform_rotation,),
+        entity_initializer: Optional[Initializers] = None,
+        relation_initializer: Optional[Initializers] = None,
         inverse_relations: bool = False,
     ) -> None:
         super().__init__(
-            QueryScore(Rotation(), ModulusDistance(scoring_norm), embedding_size),
-            negative_sample_sharing, sharding, n_relation_type,
-            entity_initializer, relation_initializer, inverse_relations,
+            self.make_formula(embedding_size, scoring_norm), negative_sample_sharing, sharding,
+            n_relation_type, entity_initializer, relation_initializer, inverse_relations,
         )  # fmt: skip
 
+    @staticmethod
+    @abc.abstractmethod
+    def make_formula(dim: int, p: float) -> ScoreFormula:
+        """The formula for parts `dim` wide and the p-norm."""
 
-@SCORE_FUNCTIONS.register("distmult")
-class DistMult(BaseScoreFunction):
-    """<h, r, t>. Yang et al., ICLR 2015. Rows: h, r, t of `embedding_size`."""
+
+class SimilarityModel(NamedScoreFunction, abc.ABC):
+    """Measures a similarity; arguments as for :class:`DistanceModel`, but for the norm."""
 
     def __init__(
         self,
@@ -78,36 +91,16 @@ class DistMult(BaseScoreFunction):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Initializers = (init_KGE_uniform,),
-        relation_initializer: Initializers = (init_KGE_uniform,),
+        entity_initializer: Optional[Initializers] = None,
+        relation_initializer: Optional[Initializers] = None,
         inverse_relations: bool = False,
     ) -> None:
         super().__init__(
-            QueryScore(Scaling(), Dot(), embedding_size),
-            negative_sample_sharing, sharding, n_relation_type,
-            entity_initializer, relation_initializer, inverse_relations,
+            self.make_formula(embedding_size), negative_sample_sharing, sharding,
+            n_relation_type, entity_initializer, relation_initializer, inverse_relations,
         )  # fmt: skip
 
-
-@SCORE_FUNCTIONS.register("complex")
-class ComplEx(BaseScoreFunction):
-    """Re <h, r, conj t>. Trouillon et al., ICML 2016.
-
-    Rows: real then imaginary parts, 2 * `embedding_size`.
-    """
-
-    def __init__(
-        self,
-        negative_sample_sharing: bool,
-        sharding: Sharding,
-        n_relation_type: int,
-        embedding_size: int,
-        entity_initializer: Initializers = (init_KGE_normal, init_KGE_normal),
-        relation_initializer: Initializers = (init_KGE_normal, init_KGE_normal),
-        inverse_relations: bool = False,
-    ) -> None:
-        super().__init__(
-            QueryScore(ComplexScaling(), Dot(), embedding_size),
-            negative_sample_sharing, sharding, n_relation_type,
-            entity_initializer, relation_initializer, inverse_relations,
-        )  # fmt: skip
+    @staticmethod
+    @abc.abstractmethod
+    def make_formula(dim: int) -> ScoreFormula:
+        """The formula for parts `dim` wide."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Callable, List, NamedTuple, Optional
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import nn
@@ -82,8 +82,10 @@ def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScor
         None if offsets is None else list(offsets.values()),  # type: ignore[arg-type]
     )
     scaled = {
-        name: _scaled(inspect.signature(make).parameters[name].default, config.model.init_scale)
-        for name in ("entity_initializer", "relation_initializer")
+        f"{table}_initializer": _scaled(
+            getattr(make, f"{table}_initializers"), config.model.init_scale
+        )
+        for table in ("entity", "relation")
     }
     score_fn: BaseScoreFunction = _construct(
         make,
@@ -131,7 +133,7 @@ def _negatives_per_pair(config: TrainingConfig) -> int:
     return -(-batch.n_negative // (batch.n_shard**2 if pooled else batch.n_shard))
 
 
-def _scaled(initializers: List[Initializer], scale: Optional[float]) -> List[Initializer]:
+def _scaled(initializers: Sequence[Initializer], scale: Optional[float]) -> List[Initializer]:
     """Normal initialisers of this scale in the place of those whose scale is a free choice."""
     if scale is None:
         return list(initializers)
