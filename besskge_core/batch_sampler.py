@@ -179,6 +179,9 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         if "negative_entities" in found:
             columns["negative"] = found.pop("negative_entities")
         columns.update(found)
+        hub_rows = self.triple_set.sharding.hub_rows
+        if self.paired and hub_rows is not None:
+            columns["hub"] = np.stack([hub_rows] * self.batches_per_step)
         if kept is not None:
             columns["triple_mask"] = self._by_micro_batch(kept)
         weights = self._weights(sample_idx, weight)
@@ -297,18 +300,9 @@ def frequency_weight(triple_set: PartitionedTripleSet, smoothing: float) -> NDAr
     Returns:
         float64 (n_triple,), in the partitioned order.
     """
-    sharding, triples = triple_set.sharding, triple_set.triples
-    bucket = np.repeat(np.arange(triple_set.triple_counts.size), triple_set.triple_counts.ravel())
-    head_shard, tail_shard = bucket, bucket
-    if triple_set.partition_mode == "ht_shardpair":
-        head_shard, tail_shard = np.divmod(bucket, sharding.n_shard)
-    head, relation, tail = triples.astype(np.int64).T
-    if triple_set.partition_mode != "t_shard":
-        head = sharding.shard_and_idx_to_entity[head_shard, head]
-    if triple_set.partition_mode != "h_shard":
-        tail = sharding.shard_and_idx_to_entity[tail_shard, tail]
-    n_entity = np.int64(sharding.n_entity)
-    total = np.full(len(triples), smoothing)
+    head, relation, tail = triple_set.entity_ids().T
+    n_entity = np.int64(triple_set.sharding.n_entity)
+    total = np.full(len(head), smoothing)
     for entity in (head, tail):
         _, inverse, count = np.unique(
             relation * n_entity + entity, return_inverse=True, return_counts=True

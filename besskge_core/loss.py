@@ -1,9 +1,9 @@
 """Losses: what the scores of a positive and of its negatives cost.
 
 A loss of this module is a weighted *sum* over the positives of a micro-batch, times `loss_scale`,
-in float32 (or float64 if the scores are), and changes none of its arguments. A negative that the
-mask excludes (padding, a true triple) scores -inf: it costs nothing, has no gradient, and does not
-count among the negatives of its row.
+in float32 (or float64 if the scores are), and changes none of its arguments. A negative that is
+excluded (padding, a true triple) scores -inf: it costs nothing and has no gradient; with
+`n_negative` it does not count among the negatives of its row either.
 
 Axes:
     B: positives      N: negatives of each
@@ -53,15 +53,15 @@ class BaseLossFunction(nn.Module, abc.ABC):
         positive_score: Tensor,
         negative_score: Tensor,
         triple_weight: Tensor,
-        negative_mask: Optional[Tensor] = None,
+        n_negative: Optional[Tensor] = None,
     ) -> Tensor:
         """The loss of a micro-batch.
 
         Args:
             positive_score: (B,).
-            negative_score: (B, N).
+            negative_score: (B, N), -inf where a negative is excluded.
             triple_weight: (B,) or (1,) or (), weights of the positives.
-            negative_mask: bool, broadcasts to (B, N), False excludes a negative.
+            n_negative: (B,), negatives of each row that are not excluded; None: N.
 
         Returns:
             (), float32 or float64.
@@ -69,11 +69,10 @@ class BaseLossFunction(nn.Module, abc.ABC):
         match_shapes(positive_score=(positive_score, "B"), negative_score=(negative_score, "B N"))
         wide = torch.promote_types(positive_score.dtype, torch.float32)
         negative = negative_score.to(wide)
-        n_negative: Tensor | float = float(negative.shape[1])
-        if negative_mask is not None:
-            negative = negative.masked_fill(~negative_mask, -math.inf)
-            n_negative = negative_mask.expand_as(negative).sum(-1).to(wide)
-        loss = self.per_positive(positive_score.to(wide), negative, n_negative)
+        count: Tensor | float = float(negative.shape[1])
+        if n_negative is not None:
+            count = n_negative.to(wide)
+        loss = self.per_positive(positive_score.to(wide), negative, count)
         return self.loss_scale * (triple_weight.to(wide) * loss).sum()
 
     @abc.abstractmethod

@@ -20,34 +20,37 @@ from numpy.typing import NDArray
 
 from besskge_core.counting import counting_argsort
 from besskge_core.errors import ConfigError
-from besskge_core.philox import BLOCK, Position, Purpose, below, random_bits
-from besskge_core.sharding import Sharding
-
-CORRUPTION_SCHEMES = ("h", "t", "ht")
+from besskge_core.known import KnownTriples
+from besskge_core.philox import BLOCK, Position, Purpose, below, random_bits, uniform
+from besskge_core.sharding import PartitionedTripleSet, Sharding
 
 
 class ShardedNegativeSampler(abc.ABC):
     """Base of all samplers of negative entities.
 
     Attributes:
-        corruption_scheme: "h", "t" or "ht" (heads for the first half of every bucket's triples,
-            tails for the second).
+        corruption_scheme: "h", "t", "ht" (heads for the first half of every bucket's triples,
+            tails for the second), or "either" (each triple has its own side, which the column
+            "heads_replaced" tells).
         local_sampling: a shard scores negatives of its own and none is exchanged; axis T then
             merely numbers its lists.
         flat_negative_format: one list of negatives for all triples of a shard.
         given: negatives are lists given for the triples, not random draws.
+        known: true triples, to be left out of the negatives of each step; the model finds them
+            and takes them out of the scores by a sparse list.
     """
 
+    schemes: Tuple[str, ...] = ("h", "t", "ht")
     corruption_scheme: str
     local_sampling: bool = False
     flat_negative_format: bool = False
     given: bool = False
+    known: Optional[KnownTriples] = None
 
     def __init__(self, corruption_scheme: str, seed: int) -> None:
-        if corruption_scheme not in CORRUPTION_SCHEMES:
+        if corruption_scheme not in self.schemes:
             raise ConfigError(
-                f"unknown corruption scheme {corruption_scheme!r};"
-                f" expected one of {CORRUPTION_SCHEMES}"
+                f"unknown corruption scheme {corruption_scheme!r}; expected one of {self.schemes}"
             )
         self.corruption_scheme = corruption_scheme
         self.seed = seed
@@ -110,6 +113,7 @@ class RandomShardedNegativeSampler(ShardedNegativeSampler):
         corruption_scheme: "h", "t" or "ht".
         local_sampling: see the base class.
         flat_negative_format: see the base class.
+        known: see the base class.
     """
 
     def __init__(
@@ -120,10 +124,11 @@ class RandomShardedNegativeSampler(ShardedNegativeSampler):
         corruption_scheme: str,
         local_sampling: bool = False,
         flat_negative_format: bool = False,
+        known: Optional[KnownTriples] = None,
     ) -> None:
         super().__init__(corruption_scheme, seed)
         self.n_negative, self.sharding = _at_least_one(n_negative), sharding
-        self.local_sampling = local_sampling
+        self.local_sampling, self.known = local_sampling, known
         self.flat_negative_format = flat_negative_format
 
     def draw(
@@ -131,9 +136,128 @@ class RandomShardedNegativeSampler(ShardedNegativeSampler):
     ) -> Dict[str, NDArray[np.generic]]:
         n_micro, n_shard = sample_idx.shape[:2]
         shape = (n_micro, n_shard, n_shard, self.n_block(sample_idx), self.n_negative)
-        counts = self.sharding.shard_counts[:, None, None, None]
-        rows = below(self._bits(shape, position), counts).astype(np.int32)
-        return {"negative_entities": rows}
+        rows = self.rows(self._bits(shape, position))
+        return {"negative_entities": rows.astype(np.int32)}
+
+    def rows(self, bits: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Rows of entities from random bits (M, S, T, B, N), axis S their shard."""
+        return below(bits, self.sharding.shard_counts[:, None, None, None])
+
+
+class DegreeWeightedShardedNegativeSampler(RandomShardedNegativeSampler):
+    """Entities drawn in proportion to a power of how often they occur.
+
+    Frequent entities are harder negatives; 3/4 is the exponent of word2vec (Mikolov et al.,
+    NeurIPS 2013). Every shard gives equally many, so that the chance of an entity is its share of
+    its shard's weight: shards are random and of equal size, so these weights are nearly equal.
+    :class:`~besskge_core.loss.SampledSoftmaxCrossEntropyLoss` assumes uniform negatives.
+
+    Args:
+        degree: (n_entity,), how often each entity occurs, such as
+            :func:`~besskge_core.balance.entity_degree` counts it.
+        exponent: of the degree; 0 is uniform.
+        others: see :class:`RandomShardedNegativeSampler`.
+    """
+
+    def __init__(
+        self,
+        degree: NDArray[np.integer],
+        n_negative: int,
+        sharding: Sharding,
+        seed: int,
+        corruption_scheme: str,
+        local_sampling: bool = False,
+        flat_negative_format: bool = False,
+        known: Optional[KnownTriples] = None,
+        exponent: float = 0.75,
+    ) -> None:
+        super().__init__(
+            n_negative, sharding, seed, corruption_scheme, local_sampling, flat_negative_format,
+            known,
+        )  # fmt: skip
+        if np.shape(degree) != (sharding.n_entity,) or np.min(degree) < 0:
+            raise ConfigError(
+                f"degree has shape {np.shape(degree)}, expected one number of at least 0 for each"
+                f" of the {sharding.n_entity} entities"
+            )
+        # An entity that never occurs is drawn as one that occurs once.
+        weight = np.maximum(degree, 1).astype(np.float64) ** exponent
+        #: of each shard, the sum of the weights up to each row, as a share of the whole
+        self._cumulative = [
+            _cumulative_share(weight[ids[:count]])
+            for ids, count in zip(sharding.shard_and_idx_to_entity, sharding.shard_counts)
+        ]
+
+    def rows(self, bits: NDArray[np.uint64]) -> NDArray[np.int64]:
+        rows = np.empty(bits.shape, dtype=np.int64)
+        for shard, cumulative in enumerate(self._cumulative):
+            rows[:, shard] = np.searchsorted(cumulative, uniform(bits[:, shard]), side="right")
+        return rows
+
+
+def _cumulative_share(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = np.cumsum(weight)
+    share: NDArray[np.float64] = total / total[-1]
+    return share
+
+
+class BernoulliShardedNegativeSampler(RandomShardedNegativeSampler):
+    """Uniform entities; which side they replace is drawn for each triple, by its relation.
+
+    The head is replaced with the probability tph / (tph + hpt), where tph is the mean number of
+    tails of a head of the relation, and hpt of heads of a tail: in a relation of many tails to a
+    head, a random head is less likely to be true (Wang et al., AAAI 2014, section 4.1). The scheme
+    is called "either"; batches have a column "heads_replaced".
+
+    Args:
+        triple_set: the partitioned triples that batches are drawn from.
+        others: see :class:`RandomShardedNegativeSampler`.
+    """
+
+    schemes = ("either",)
+
+    def __init__(
+        self,
+        triple_set: PartitionedTripleSet,
+        n_negative: int,
+        seed: int,
+        local_sampling: bool = False,
+        flat_negative_format: bool = False,
+        known: Optional[KnownTriples] = None,
+    ) -> None:
+        super().__init__(
+            n_negative, triple_set.sharding, seed, "either", local_sampling, flat_negative_format,
+            known,
+        )  # fmt: skip
+        triples = triple_set.entity_ids()
+        #: (n_triple,), in the partitioned order
+        self.head_probability = head_probability(triples)[triples[:, 1]]
+
+    def draw(
+        self, sample_idx: NDArray[np.integer], position: Position
+    ) -> Dict[str, NDArray[np.generic]]:
+        found = super().draw(sample_idx, position)
+        n_draw = int(np.prod(sample_idx.shape[1:]))
+        padded = -(-n_draw // BLOCK) * BLOCK
+        bits = random_bits(self.seed, Purpose.SIDES, position, len(sample_idx) * padded)
+        chance = uniform(bits.reshape(-1, padded)[:, :n_draw]).reshape(sample_idx.shape)
+        drawn = chance < self.head_probability[sample_idx]
+        return {**found, "heads_replaced": drawn}
+
+
+def head_probability(triples: NDArray[np.integer]) -> NDArray[np.float64]:
+    """tph / (tph + hpt) of each relation, of triples (n, 3); 1/2 where a relation has none."""
+    head, relation, tail = np.asarray(triples, dtype=np.int64).T
+    n_relation = int(relation.max(initial=-1)) + 1
+    n_entity = int(max(head.max(initial=0), tail.max(initial=0))) + 1
+    pairs = [
+        np.bincount(np.unique(relation * n_entity + e) // n_entity, minlength=n_relation)
+        for e in (head, tail)
+    ]  # distinct heads, distinct tails of each relation
+    # tph = n / heads and hpt = n / tails, so that n falls out.
+    heads, tails = (np.maximum(x, 1) for x in pairs)
+    share: NDArray[np.float64] = tails / (heads + tails)
+    return share
 
 
 class TypeBasedShardedNegativeSampler(ShardedNegativeSampler):
@@ -148,6 +272,7 @@ class TypeBasedShardedNegativeSampler(ShardedNegativeSampler):
         corruption_scheme: "h", "t" or "ht".
         local_sampling: see the base class.
         seed: for the draws.
+        known: see the base class.
     """
 
     def __init__(
@@ -158,8 +283,10 @@ class TypeBasedShardedNegativeSampler(ShardedNegativeSampler):
         corruption_scheme: str,
         local_sampling: bool,
         seed: int,
+        known: Optional[KnownTriples] = None,
     ) -> None:
         super().__init__(corruption_scheme, seed)
+        self.known = known
         if sharding.entity_type_counts is None or sharding.entity_type_offsets is None:
             raise ConfigError(
                 "type-based negatives need a typed sharding;"

@@ -33,6 +33,8 @@ class Purpose(enum.IntEnum):
     SHUFFLE = 2
     TRIPLES = 3
     NEGATIVES = 4
+    SIDES = 5
+    BUCKETS = 6
 
 
 def random_bits(
@@ -71,6 +73,11 @@ def below(bits: NDArray[np.uint64], bound: NDArray[np.integer] | int) -> NDArray
     """
     divisor = np.maximum(np.asarray(bound), 1).astype(np.uint64)
     return (bits % divisor).astype(np.int64)
+
+
+def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Numbers in [0, 1), of the upper 53 bits, as many as a float64 holds."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, purpose: Purpose, position: Position, n: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Tuple, TypeVar, Union
 import numpy as np
 from numpy.typing import NDArray
 
+from besskge_core.balance import balanced_buckets
 from besskge_core.counting import counting_argsort
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError, DataError
@@ -40,6 +41,9 @@ class Sharding:
         shard_counts: int32 (n_shard,), entities of each shard; they differ by at most one.
         entity_type_counts: int32 (n_shard, n_type), if entities are typed.
         entity_type_offsets: int32 (n_shard, n_type), first row of each type on a shard.
+        hub_rows: int32 (n_shard, n_hub_per_shard), rows of the hubs that live on each shard, or
+            None. A hub is an entity so frequent that every shard knows its embedding in each step;
+            see :meth:`create`.
     """
 
     n_shard: int
@@ -49,6 +53,7 @@ class Sharding:
     shard_counts: NDArray[np.int32]
     entity_type_counts: Optional[NDArray[np.int32]] = None
     entity_type_offsets: Optional[NDArray[np.int32]] = None
+    hub_rows: Optional[NDArray[np.int32]] = None
 
     @property
     def n_entity(self) -> int:
@@ -67,6 +72,36 @@ class Sharding:
         )
         return rows
 
+    @property
+    def hubs(self) -> NDArray[np.int32]:
+        """int32 (n_hub,): IDs of the hubs, those of the first shard first."""
+        if self.hub_rows is None:
+            return np.empty(0, dtype=np.int32)
+        ids = np.take_along_axis(self.shard_and_idx_to_entity, self.hub_rows, axis=1).ravel()
+        return ids[ids < self.n_entity]
+
+    def entity_of(self, shard: NDArray[np.integer], row: NDArray[np.integer]) -> NDArray[np.int32]:
+        """Entity IDs of rows, of the same or a broadcasting shape.
+
+        A row from `max_entity_per_shard` on is a place in the list of all hubs.
+        """
+        n_row = self.max_entity_per_shard
+        ids = self.shard_and_idx_to_entity[shard, np.minimum(row, n_row - 1)]
+        if self.hub_rows is None:
+            return ids
+        hubs = np.take_along_axis(self.shard_and_idx_to_entity, self.hub_rows, axis=1).ravel()
+        return np.where(row >= n_row, hubs[np.maximum(row - n_row, 0)], ids)
+
+    @property
+    def row_on_any_shard(self) -> NDArray[np.int32]:
+        """int32 (n_entity,): row of each entity, for hubs the one that holds on every shard."""
+        row = self.entity_to_idx.copy()
+        if self.hub_rows is not None:
+            ids = np.take_along_axis(self.shard_and_idx_to_entity, self.hub_rows, axis=1).ravel()
+            place = np.flatnonzero(ids < self.n_entity)
+            row[ids[place]] = self.max_entity_per_shard + place
+        return row
+
     @classmethod
     def create(
         cls,
@@ -74,16 +109,24 @@ class Sharding:
         n_shard: int,
         seed: int,
         type_offsets: Optional[NDArray[np.integer]] = None,
+        hubs: Optional[NDArray[np.integer]] = None,
     ) -> Sharding:
         """Split the entities at random into shards of equal size.
 
         IDs rise with the row within a shard, so that entities of one type stay together.
+
+        Triples with a hub may be scored on any shard, which lets partitioning balance the buckets
+        (see :mod:`besskge_core.balance`). A hub lives on one shard like any entity; its row is
+        sent to all shards at the beginning of a step, and its gradients come back summed: as much
+        traffic as the all-reduce of a replica's gradient, and no replica can drift.
 
         Args:
             n_entity: number of entities.
             n_shard: number of shards, at most `n_entity`.
             seed: for the split.
             type_offsets: (n_type,), first entity ID of each type, rising.
+            hubs: IDs of the entities that every shard knows, such as those of
+                :func:`~besskge_core.balance.most_frequent_entities`; dealt evenly to the shards.
 
         Raises:
             ConfigError: `n_shard` is not in [1, n_entity].
@@ -92,10 +135,12 @@ class Sharding:
             raise ConfigError(
                 f"n_shard must be in [1, {n_entity}] for {n_entity} entities, got {n_shard}"
             )
-        capacity = -(-n_entity // n_shard)
+        hub_ids = np.unique(np.asarray([] if hubs is None else hubs, dtype=np.int64))
+        # Where there are hubs, each shard has a row of padding, to be read in the place of theirs.
+        capacity = n_entity // n_shard + 1 if len(hub_ids) else -(-n_entity // n_shard)
         # Deal the shuffled entities like cards: shard s gets the places s, s + n_shard, ...
         entity_to_shard = np.empty(n_entity, dtype=np.int32)
-        shuffled = permutation(seed, Purpose.SHARDING, Position(), n_entity)
+        shuffled = _hubs_first(permutation(seed, Purpose.SHARDING, Position(), n_entity), hub_ids)
         entity_to_shard[shuffled] = np.arange(n_entity, dtype=np.int32) % n_shard
         shard_counts = np.bincount(entity_to_shard, minlength=n_shard).astype(np.int32)
         by_shard = counting_argsort(entity_to_shard, n_shard)
@@ -107,9 +152,11 @@ class Sharding:
         to_entity[~padding] = by_shard
         to_entity[padding] = n_entity + np.arange(padding.sum())
         counts, offsets = _type_rows(to_entity, type_offsets, n_entity)
+        hub_rows = _rows_of_hubs(hub_ids, entity_to_shard, entity_to_idx, n_shard, capacity - 1)
         return cls(
-            n_shard, entity_to_shard, entity_to_idx, to_entity, shard_counts, counts, offsets
-        )
+            n_shard, entity_to_shard, entity_to_idx, to_entity, shard_counts, counts, offsets,
+            hub_rows,
+        )  # fmt: skip
 
     def save(self, path: Union[str, Path]) -> None:
         """Write to a file (NumPy's npz) that :meth:`load` reads without pickle."""
@@ -127,6 +174,36 @@ class Sharding:
     @classmethod
     def _of_arrays(cls, fields: Dict[str, Any]) -> Sharding:
         return cls(n_shard=int(fields.pop("n_shard")), **fields)
+
+
+def _hubs_first(shuffled: NDArray[np.int64], hub_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order in which entities are dealt: hubs before others, so that they spread evenly."""
+    if len(hub_ids) == 0:
+        return shuffled
+    if hub_ids[0] < 0 or hub_ids[-1] >= len(shuffled):
+        raise ConfigError(
+            f"hubs has IDs from {hub_ids[0]} to {hub_ids[-1]}, expected some of"
+            f" [0, {len(shuffled)})"
+        )
+    is_hub = np.isin(shuffled, hub_ids)
+    return np.concatenate([shuffled[is_hub], shuffled[~is_hub]])
+
+
+def _rows_of_hubs(
+    hub_ids: NDArray[np.int64],
+    entity_to_shard: NDArray[np.int32],
+    entity_to_idx: NDArray[np.int32],
+    n_shard: int,
+    padding_row: int,
+) -> Optional[NDArray[np.int32]]:
+    """int32 (n_shard, H), the last row, which is padding, where a shard has fewer hubs."""
+    if len(hub_ids) == 0:
+        return None
+    rows = np.full((n_shard, -(-len(hub_ids) // n_shard)), padding_row, dtype=np.int32)
+    for shard in range(n_shard):
+        own = hub_ids[entity_to_shard[hub_ids] == shard]
+        rows[shard, : len(own)] = entity_to_idx[own]
+    return rows
 
 
 def _type_rows(
@@ -187,9 +264,25 @@ class PartitionedTripleSet:
     neg_heads: Optional[NDArray[np.int32]] = None
     neg_tails: Optional[NDArray[np.int32]] = None
 
+    def entity_ids(self) -> NDArray[np.int64]:
+        """int64 (n_triple, 3): the triples with entity IDs in the place of rows."""
+        ids = self.triples.astype(np.int64)
+        bucket = np.repeat(np.arange(self.triple_counts.size), self.triple_counts.ravel())
+        head_shard, tail_shard = bucket, bucket
+        if self.partition_mode == "ht_shardpair":
+            head_shard, tail_shard = np.divmod(bucket, self.sharding.n_shard)
+        if self.partition_mode != "t_shard":
+            ids[:, 0] = self.sharding.entity_of(head_shard, ids[:, 0])
+        if self.partition_mode != "h_shard":
+            ids[:, 2] = self.sharding.entity_of(tail_shard, ids[:, 2])
+        return ids
+
     @property
     def imbalance(self) -> float:
-        """Triples of the largest bucket, over the mean: what padding makes of an epoch's length."""
+        """Triples of the largest bucket, over the mean: what padding makes of an epoch's length.
+
+        1 is even. Hubs are what makes it large; see `hubs` of :meth:`Sharding.create`.
+        """
         return float(self.triple_counts.max() / self.triple_counts.mean())
 
     @staticmethod
@@ -209,24 +302,31 @@ class PartitionedTripleSet:
         Raises:
             ConfigError: unknown mode.
         """
-        n_shard = sharding.n_shard
+        n_shard, n_row = sharding.n_shard, sharding.max_entity_per_shard
         if mode not in PARTITION_MODES:
             raise ConfigError(f"unknown partition mode {mode!r}; expected one of {PARTITION_MODES}")
         head_shard = sharding.entity_to_shard[triples[:, 0]]
         tail_shard = sharding.entity_to_shard[triples[:, 2]]
+        row_of = sharding.entity_to_idx
         shape: Tuple[int, ...] = (n_shard,)
         bucket = head_shard if mode == "h_shard" else tail_shard
         if mode == "ht_shardpair":
             shape = (n_shard, n_shard)
+            if sharding.hub_rows is not None:
+                row_of = sharding.row_on_any_shard
+                free_head, free_tail = (row_of[triples[:, i]] >= n_row for i in (0, 2))
+                head_shard, tail_shard = balanced_buckets(
+                    head_shard, tail_shard, free_head, free_tail, n_shard
+                )
             bucket = head_shard.astype(np.int64) * n_shard + tail_shard
         n_bucket = int(np.prod(shape))
         counts = np.bincount(bucket, minlength=n_bucket).astype(np.int64)
         order = counting_argsort(bucket, n_bucket)
         local = np.asarray(triples)[order].astype(np.int32)
         if mode != "t_shard":
-            local[:, 0] = sharding.entity_to_idx[local[:, 0]]
+            local[:, 0] = row_of[local[:, 0]]
         if mode != "h_shard":
-            local[:, 2] = sharding.entity_to_idx[local[:, 2]]
+            local[:, 2] = row_of[local[:, 2]]
         offsets = np.cumsum(counts) - counts
         return local, counts.reshape(shape), offsets.reshape(shape), order
 

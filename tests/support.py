@@ -30,8 +30,13 @@ def random_triples(n_entity: int, n_relation: int, n: int, seed: int) -> np.ndar
     return rng.permutation(distinct)[:n]
 
 
-#: Arguments that only one score function has.
-EXTRA: Dict[str, Dict[str, Any]] = {}
+#: Arguments that a score function must be given besides those of all, by `dim`.
+EXTRA: Dict[str, Callable[[int], Dict[str, Any]]] = {
+    "conve": lambda dim: dict(
+        embedding_height=2, embedding_width=dim // 2, kernel_height=2, kernel_width=2,
+        output_channels=4,
+    ),
+}  # fmt: skip
 
 
 def make_score(
@@ -46,11 +51,14 @@ def make_score(
     fill: Optional[Callable[[Tensor], Tensor]] = None,
     **changes: Any,
 ) -> BaseScoreFunction:
-    """A registered score function with N(0, 1) tables, the same by entity ID for any sharding."""
+    """A registered score function with N(0, 1) tables, the same by entity ID for any sharding.
+
+    In evaluation mode: without dropout, and with the same statistics for every batch.
+    """
     cls = SCORE_FUNCTIONS[name]
     options: Dict[str, Any] = dict(
         negative_sample_sharing=sharing, sharding=sharding, n_relation_type=n_relation,
-        embedding_size=dim, inverse_relations=inverse, **EXTRA.get(name, {}),
+        embedding_size=dim, inverse_relations=inverse, **EXTRA.get(name, lambda dim: {})(dim),
     )  # fmt: skip
     parameters = inspect.signature(cls.__init__).parameters
     if "scoring_norm" in parameters:
@@ -60,7 +68,9 @@ def make_score(
     for table in ("entity", "relation"):
         n_part = len(getattr(cls, f"{table}_initializers"))
         options[f"{table}_initializer"] = [fill] * n_part
-    return cls(**{**options, **changes}).to(dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # for what a formula learns besides the tables
+        return cls(**{**options, **changes}).to(dtype).eval()
 
 
 def by_entity(score_fn: BaseScoreFunction, table: Optional[Tensor] = None) -> Tensor:
@@ -82,15 +92,16 @@ class GlobalBatch(NamedTuple):
 
 def global_triples(batch: Dict[str, Tensor], sharding: Sharding) -> Tensor:
     """(S, S, P, 3), [s, s'] with the head on shard s."""
-    to_entity = torch.from_numpy(sharding.shard_and_idx_to_entity).long()
-    shard = torch.arange(sharding.n_shard)[:, None, None]
-    head = to_entity[shard, batch["head"].long()]
-    tail = to_entity[shard, batch["tail"].long()].transpose(0, 1)
-    return torch.stack([head, batch["relation"].long(), tail], dim=-1)
+    shard = np.arange(sharding.n_shard)[:, None, None]
+    head, tail = (sharding.entity_of(shard, batch[x].numpy()) for x in ("head", "tail"))
+    columns = (head, batch["relation"].numpy(), tail.swapaxes(0, 1))
+    return torch.from_numpy(np.stack(columns, axis=-1)).long()
 
 
 def side_of_queries(batch: Dict[str, Tensor], scheme: str) -> Tensor:
     """bool (S * B,): whether the head of each positive is replaced."""
+    if scheme == "either":
+        return batch["heads_replaced"].flatten()
     n_shard, _, n_positive = batch["head"].shape
     heads = torch.full((n_positive,), scheme == "h")
     if scheme == "ht":
@@ -101,9 +112,12 @@ def side_of_queries(batch: Dict[str, Tensor], scheme: str) -> Tensor:
 def columns(x: Tensor, batch: Dict[str, Tensor], model: nn.Module) -> Tensor:
     """x (source, destination, A, N) -> (S * B, C), in the order of the model's scores."""
     sampler, n_shard = model.negative_sampler, x.shape[0]
-    flat, pooled = sampler.flat_negative_format, model.score_fn.negative_sample_sharing
+    flat = sampler.flat_negative_format
+    pooled = model.score_fn.negative_sample_sharing and not sampler.given
     everyones = isinstance(model, ScoreMovingBessKGE) and (flat or pooled) and not sampler.given
     heads = side_of_queries(batch, sampler.corruption_scheme).view(n_shard, -1)
+    if sampler.corruption_scheme == "either":  # one list for both sides
+        heads = torch.zeros_like(heads)
     rows = []
     for d in range(n_shard):
         for q, head in enumerate(heads[d]):

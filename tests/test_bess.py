@@ -21,12 +21,14 @@ from support import (
 )
 from torch.testing import assert_close
 
+from besskge_core.balance import most_frequent_entities
 from besskge_core.batch_sampler import RigidShardedBatchSampler
 from besskge_core.bess import BessKGE, EmbeddingMovingBessKGE, ScoreMovingBessKGE
 from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.loss import LOSSES, LogSigmoidLoss, MarginRankingLoss
 from besskge_core.metric import Evaluation
 from besskge_core.negative_sampler import (
+    BernoulliShardedNegativeSampler,
     RandomShardedNegativeSampler,
     TripleBasedShardedNegativeSampler,
     TypeBasedShardedNegativeSampler,
@@ -37,7 +39,9 @@ from besskge_core.sharding import PartitionedTripleSet, Sharding
 
 MOVERS = [EmbeddingMovingBessKGE, ScoreMovingBessKGE]
 SCHEMES = ["h", "t", "ht"]
-FORMATS = ["flat", "per triple", "shared", "given", "given flat", "typed", "typed shared"]
+FORMATS = [
+    "flat", "per triple", "shared", "given", "given flat", "given shared", "typed", "typed shared",
+]  # fmt: skip
 LOSS_ARGUMENTS = {
     "logsigmoid": dict(margin=2.0, negative_adversarial_sampling=True),
     "marginranking": dict(margin=2.0, negative_adversarial_sampling=True),
@@ -53,16 +57,18 @@ def negative_sampler(form, triple_set, scheme, local):
         return TripleBasedShardedNegativeSampler(*lists, sharding, scheme, seed=0)
     if form.startswith("typed"):
         return TypeBasedShardedNegativeSampler(triple_set.types, 3, sharding, scheme, local, seed=0)
-    return RandomShardedNegativeSampler(
-        3, sharding, 0, scheme, local, flat_negative_format=form == "flat"
-    )
+    flat = "flat" in form
+    if scheme == "either":
+        return BernoulliShardedNegativeSampler(triple_set, 3, 0, local, flat)
+    return RandomShardedNegativeSampler(3, sharding, 0, scheme, local, flat)
 
 
 def step(graph, mover, scheme="t", form="per triple", n_shard=4, score="rotate", local=False,
-         dtype=torch.float64, at=-1, **options):  # fmt: skip
+         dtype=torch.float64, at=-1, n_hub=0, **options):  # fmt: skip
     """A model and a batch: by default the last of an epoch, in which some triples are masked."""
+    hubs = most_frequent_entities(graph.triples["train"], graph.n_entity, n_hub)
     sharding = Sharding.create(
-        graph.n_entity, n_shard, seed=3, type_offsets=list(graph.type_offsets.values())
+        graph.n_entity, n_shard, seed=3, type_offsets=list(graph.type_offsets.values()), hubs=hubs
     )
     triple_set = PartitionedTripleSet.create_from_dataset(graph, "train", sharding)
     sampler = negative_sampler(form, triple_set, scheme, local)
@@ -106,7 +112,26 @@ def test_scores_equal_direct_scoring_of_the_same_triples(graph, mover, scheme, f
 
 @pytest.mark.parametrize("score", sorted(SCORE_FUNCTIONS))
 def test_scores_equal_direct_scoring_for_every_score_function(graph, mover, score):
-    model, batch = step(graph, mover, "ht", "shared", score=score)
+    scheme = "t" if score == "conve" else "ht"
+    model, batch = step(graph, mover, scheme, "shared", score=score)
+    model.eval()
+    out = model(**batch)
+    assert_close((out["positive_score"], out["negative_score"]), expected_scores(model, batch))
+
+
+@pytest.mark.parametrize("form", ["flat", "per triple", "shared"])
+@pytest.mark.parametrize("score", ["rotate", "pairre", "complex"])
+def test_each_triple_may_have_a_side_of_its_own(graph, mover, form, score):
+    model, batch = step(graph, mover, "either", form, score=score)
+    assert 0.2 < batch["heads_replaced"].float().mean() < 0.8
+    out = model(**batch)
+    assert_close((out["positive_score"], out["negative_score"]), expected_scores(model, batch))
+
+
+@pytest.mark.parametrize("form", ["flat", "per triple", "given", "typed shared"])
+def test_hubs_are_scored_on_whatever_shard_their_triples_are(graph, mover, scheme, form):
+    model, batch = step(graph, mover, scheme, form, n_hub=5)
+    assert (batch["head"] >= 11).any() and (batch["tail"] >= 11).any()
     out = model(**batch)
     assert_close((out["positive_score"], out["negative_score"]), expected_scores(model, batch))
 
@@ -353,7 +378,7 @@ def test_no_entity_is_its_own_negative_by_augmentation(graph):
     assert torch.equal(added.isneginf(), own)
     expected = LogSigmoidLoss(0.0, False)(
         out["positive_score"], out["negative_score"], torch.ones(64, dtype=torch.float64),
-        ~out["negative_score"].isneginf(),
+        (~out["negative_score"].isneginf()).sum(1),
     )  # fmt: skip
     assert_close(out["loss"], expected / 4)
 
@@ -452,7 +477,7 @@ def test_a_mover_whose_score_batch_is_overridden_is_asked_for_its_scores(graph, 
     assert_close(found["negative_score"], 2 * once["negative_score"])
     excluded = found["negative_score"].isneginf()
     positive, negative = found["positive_score"], found["negative_score"]
-    expected = MarginRankingLoss(1.0, False)(positive, negative, torch.ones(()).double(), ~excluded)
+    expected = MarginRankingLoss(1.0, False)(positive, negative, torch.ones(()).double(), (~excluded).sum(1))
     assert_close(found["loss"], expected / 4)
 
 

@@ -207,6 +207,6 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_untouched(graph, value):
 def test_a_flat_batch_of_another_number_of_shards_is_refused(graph):
     runtime, sampler = prepare(graph)
     flat = {name: x.flatten(end_dim=1)[:-1] for name, x in sampler[0].items()}
-    message = r"head has shape \(11, 4, 2\), expected \(M \* S, S, P\) with S=4"
+    message = r"relation has shape \(11, 4, 2\), expected \(M \* S, ...\) with S=4"
     with pytest.raises(ShapeError, match=message):
         runtime.inference_step()(flat)

@@ -9,23 +9,19 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Callable, Deque, Dict, Iterator, List, Mapping, NamedTuple, Optional
+from typing import Callable, Deque, Dict, Iterator, List, Mapping, NamedTuple, Optional, Union
 
 import torch
 from torch import Tensor
 
 from besskge_core.batch_sampler import ShardedBatchSampler
 from besskge_core.bess import BessKGE
+from besskge_core.bess.queries import QueryBESS
 from besskge_core.errors import NonFiniteLossError, ShapeError
 from besskge_core.exchange import LocalExchange
 from besskge_core.ops import RowPlan, plan_rows
 from besskge_core.optim import RowOptimizer
 from besskge_core.philox import Position
-
-#: What forward takes; other columns of a batch are for the host.
-FORWARD = (
-    "head", "relation", "tail", "negative", "triple_mask", "triple_weight", "negative_mask",
-)  # fmt: skip
 
 
 class Planned(NamedTuple):
@@ -39,12 +35,15 @@ class LocalRuntime:
     """Runs steps in this process.
 
     Args:
-        model: the BESS module; it is moved to the device, and its exchange is set.
+        model: the module of `besskge_core.bess`; it is moved to the device, and its exchange is
+            set.
         device: where tables live and steps run.
         n_worker: threads that make batches ahead.
     """
 
-    def __init__(self, model: BessKGE, device: str = "cpu", n_worker: int = 1) -> None:
+    def __init__(
+        self, model: Union[BessKGE, QueryBESS], device: str = "cpu", n_worker: int = 1
+    ) -> None:
         self.device, self.n_worker = torch.device(device), n_worker
         self.n_shard = model.score_fn.sharding.n_shard
         self.model = model.to(self.device)
@@ -107,20 +106,26 @@ class LocalRuntime:
 
     def _split(self, batch: Mapping[str, Tensor]) -> List[Dict[str, Tensor]]:
         """Columns (M, S, ...) or (M * S, ...) -> M times columns (L, ...)."""
-        flattened = batch["head"].dim() == 3
-        columns = {name: batch[name] for name in FORWARD if name in batch}
-        if flattened:
-            if batch["head"].shape[0] % self.n_shard:
+        columns = {name: batch[name] for name in self.model.inputs if name in batch}
+        n_axis = 4 if isinstance(self.model, BessKGE) else 3  # of (M, S, [S,] P)
+        if batch["relation"].dim() == n_axis - 1:
+            if batch["relation"].shape[0] % self.n_shard:
                 raise ShapeError(
-                    f"head has shape {tuple(batch['head'].shape)}, expected (M * S, S, P)"
+                    f"relation has shape {tuple(batch['relation'].shape)}, expected (M * S, ...)"
                     f" with S={self.n_shard}"
                 )
             columns = {k: x.unflatten(0, (-1, self.n_shard)) for k, x in columns.items()}
-        n_micro = columns["head"].shape[0]
+        n_micro = columns["relation"].shape[0]
         return [{k: x[i].to(self.device) for k, x in columns.items()} for i in range(n_micro)]
 
     def _plan(self, columns: Dict[str, Tensor]) -> Planned:
-        index = self.model.lookups(columns["head"], columns["tail"], columns["negative"])
+        if not isinstance(self.model, BessKGE):
+            return Planned(columns, None)
+        if self.model.negative_sampler.known is not None and "negative_filter" not in columns:
+            columns["negative_filter"] = self.model.filter_negatives(columns)
+        index = self.model.lookups(
+            columns["head"], columns["tail"], columns["negative"], columns.get("hub")
+        )
         if index is None:
             return Planned(columns, None)
         n_row = self.model.entity_embedding.shape[1]

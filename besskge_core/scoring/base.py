@@ -13,7 +13,8 @@ Axes:
 from __future__ import annotations
 
 import abc
-from typing import Tuple, Union
+from contextlib import contextmanager
+from typing import Iterator, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,8 @@ class BaseScoreFunction(nn.Module, abc.ABC):
         entity_embedding: (n_shard, max_entity_per_shard, D).
         relation_embedding: (n_relation_type or twice as many, R).
         inverse_relations: whether there are embeddings of the inverse relations, too.
+        scores_heads: whether queries (?, r, t) can be answered. If not, asking for heads raises
+            NotImplementedError: train with inverse triples, and corrupt tails only.
     """
 
     negative_sample_sharing: bool
@@ -53,6 +56,7 @@ class BaseScoreFunction(nn.Module, abc.ABC):
     entity_embedding: nn.Parameter
     relation_embedding: nn.Parameter
     inverse_relations: bool = False
+    scores_heads: bool = True
 
     @property
     def n_relation_type(self) -> int:
@@ -145,6 +149,16 @@ class BaseScoreFunction(nn.Module, abc.ABC):
         )
         self.sharding = new_sharding
 
+    @contextmanager
+    def pooling(self, shared: bool) -> Iterator[None]:
+        """While this lasts, `negative_sample_sharing` is `shared`."""
+        before = self.negative_sample_sharing
+        self.negative_sample_sharing = shared
+        try:
+            yield
+        finally:
+            self.negative_sample_sharing = before
+
     def _shared(self, candidate_emb: Tensor, n_query: int) -> Tensor:
         """(A, N, D) -> (A * N, D) where all queries share the candidates, else as it is."""
         if candidate_emb.dim() != 3 or candidate_emb.shape[0] not in (1, n_query):
@@ -184,6 +198,7 @@ class FormulaScoreFunction(BaseScoreFunction):
         super().__init__()
         self.negative_sample_sharing, self.sharding = negative_sample_sharing, sharding
         self.inverse_relations, self.formula = inverse_relations, formula
+        self.scores_heads = formula.scores_heads
         self.entity_embedding = initialize_entity_embedding(
             sharding, entity_initializer, formula.widths(formula.entity_parts)
         )

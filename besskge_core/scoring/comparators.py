@@ -74,7 +74,23 @@ class ModulusDistance(Comparator):
             return self.rowwise(q.unsqueeze(-2), e)
         if self.p == 2:
             return -distance_matrix(q, e, 2)
-        return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile), e, q.shape[0])
+        return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile), e, q.numel())
+
+
+class TorusDistance(Comparator):
+    """Negated p-norm of the shortest way round a torus: entries count modulo 1."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def rowwise(self, q: Tensor, e: Tensor) -> Tensor:
+        way = q - e
+        return -norm(way - way.round(), self.p)
+
+    def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
+        if e.dim() == 3:
+            return self.rowwise(q.unsqueeze(-2), e)
+        return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile), e, q.numel())
 
 
 def _least_square(dtype: torch.dtype) -> float:
@@ -87,6 +103,22 @@ def norm(x: Tensor, p: float) -> Tensor:
     """x (..., D) -> (...), the p-norm; its gradient at 0 is 0."""
     out: Tensor = torch.norm(x, p=p, dim=-1)
     return out
+
+
+def unit(x: Tensor, dim: int = -1) -> Tensor:
+    """x over its Euclidean norm along `dim`; 0 stays 0, with a finite gradient."""
+    least = 1e-3 if x.dtype == torch.float16 else 1e-12
+    return x / torch.norm(x, p=2, dim=dim, keepdim=True).clamp(min=least)
+
+
+def clamp_norm(x: Tensor, p: float) -> Tensor:
+    """x (..., D), scaled down to a p-norm of 1 where it is longer."""
+    return x / norm(x, p).clamp(min=1.0).unsqueeze(-1)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Half precision in float32, for what half precision cannot hold or has no kernel for."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def distance_matrix(a: Tensor, b: Tensor, p: float) -> Tensor:

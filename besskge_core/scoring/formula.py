@@ -40,12 +40,14 @@ class ScoreFormula(nn.Module, abc.ABC):
         dim: width of one part of a row.
         entity_parts, relation_parts: the parts of a row, see `operators`.
         complex_entities, complex_relations: rows hold complex numbers, real half first.
+        scores_heads: whether heads can be asked for.
     """
 
     entity_parts: Parts = ("d",)
     relation_parts: Parts = ("d",)
     complex_entities: bool = False
     complex_relations: bool = False
+    scores_heads: bool = True
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -94,6 +96,7 @@ class QueryScore(ScoreFormula):
         self.relation_parts = operator.relation_parts
         self.complex_entities = operator.complex_entities
         self.complex_relations = operator.complex_relations
+        self.scores_heads = operator.scores_heads
 
     def query(self, known: Tensor, r: Tensor, heads: Heads) -> Tensor:
         if isinstance(heads, Tensor):
@@ -112,28 +115,48 @@ class QueryScore(ScoreFormula):
 class PairScore(ScoreFormula):
     """One broadcasting formula, `score`, serves triples, heads and tails.
 
-    A query is what is known, laid end to end.
+    What is done to an entity or to a relation alone is done once a row, before the rows of a query
+    are laid end to end and meet the candidates.
+
+    Attributes:
+        pair_width: numbers that `score` holds for a query and a candidate, where that is more than
+            a prepared row of the candidate.
     """
+
+    pair_width: int = 0
 
     @abc.abstractmethod
     def score(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
-        """h (..., D), r (..., R), t (..., D) -> (...), leading axes broadcast."""
+        """Prepared h (..., E), r (..., F), t (..., E) -> (...), leading axes broadcast."""
+
+    def prepare_entity(self, e: Tensor) -> Tensor:
+        """e (..., D) -> (..., E)."""
+        return e
+
+    def prepare_relation(self, r: Tensor) -> Tensor:
+        """r (..., R) -> (..., F)."""
+        return r
 
     def query(self, known: Tensor, r: Tensor, heads: Heads) -> Tensor:
-        return torch.cat([known, r], dim=-1)
+        return torch.cat([self.prepare_entity(known), self.prepare_relation(r)], dim=-1)
 
     def rowwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
+        return self._score(q, self.prepare_entity(e), heads)
+
+    def pairwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
+        q, e = q.unsqueeze(-2), self.prepare_entity(e)
+        side = heads.unsqueeze(-1) if isinstance(heads, Tensor) else heads
+        if e.dim() == 3:
+            return self._score(q, e, side)
+        width = max(e.shape[-1], self.pair_width)
+        return in_tiles(lambda tile: self._score(q, tile, side), e, q.shape[0] * width)
+
+    def _score(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
         known, r = q.split([e.shape[-1], q.shape[-1] - e.shape[-1]], dim=-1)
         if isinstance(heads, Tensor):
             heads = heads.unsqueeze(-1)
             return self.score(torch.where(heads, e, known), r, torch.where(heads, known, e))
         return self.score(e, r, known) if heads else self.score(known, r, e)
-
-    def pairwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
-        side = heads.unsqueeze(-1) if isinstance(heads, Tensor) else heads
-        if e.dim() == 3:
-            return self.rowwise(q.unsqueeze(-2), e, side)
-        return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile, side), e, q.shape[0])
 
 
 def _squared(row: Tensor, is_complex: bool) -> Tensor:

@@ -10,14 +10,19 @@ from __future__ import annotations
 import abc
 from typing import Optional, Sequence
 
+from torch import Tensor
+
 from besskge_core.embedding import Initializer, Initializers, init_KGE_uniform
 from besskge_core.scoring.base import FormulaScoreFunction
 from besskge_core.scoring.formula import ScoreFormula
+from besskge_core.scoring.operators import Parts
 from besskge_core.sharding import Sharding
 
 
 class NamedScoreFunction(FormulaScoreFunction, abc.ABC):
     """A formula with default initialisers.
+
+    One initialiser alone serves every part of a row.
 
     Attributes:
         entity_initializers: one for each part of an entity row.
@@ -39,8 +44,8 @@ class NamedScoreFunction(FormulaScoreFunction, abc.ABC):
     ) -> None:
         super().__init__(
             formula, negative_sample_sharing, sharding, n_relation_type,
-            self.entity_initializers if entity_initializer is None else entity_initializer,
-            self.relation_initializers if relation_initializer is None else relation_initializer,
+            _one_a_part(entity_initializer, self.entity_initializers, formula.entity_parts),
+            _one_a_part(relation_initializer, self.relation_initializers, formula.relation_parts),
             inverse_relations,
         )  # fmt: skip
 
@@ -104,3 +109,12 @@ class SimilarityModel(NamedScoreFunction, abc.ABC):
     @abc.abstractmethod
     def make_formula(dim: int) -> ScoreFormula:
         """The formula for parts `dim` wide."""
+
+
+def _one_a_part(
+    given: Optional[Initializers], default: Sequence[Initializer], parts: Parts
+) -> Initializers:
+    given = default if given is None else given
+    if isinstance(given, Tensor) or len(given) != 1:
+        return given
+    return list(given) * len(parts)

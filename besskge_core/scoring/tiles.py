@@ -16,18 +16,18 @@ from torch.utils.checkpoint import checkpoint
 TILE_SIZE = 2**22
 
 
-def in_tiles(score: Callable[[Tensor], Tensor], e: Tensor, n_query: int) -> Tensor:
+def in_tiles(score: Callable[[Tensor], Tensor], e: Tensor, held: int) -> Tensor:
     """Scores of candidates by a function that broadcasts.
 
     Args:
         score: e (T, D) -> (B, T), of which each column depends on its row alone.
         e: (N, D).
-        n_query: B.
+        held: numbers that `score` holds for one candidate, B D or more.
 
     Returns:
         (B, N).
     """
-    height = max(TILE_SIZE // max(n_query * e.shape[-1], 1), 1)
+    height = max(TILE_SIZE // max(held, 1), 1)
     if e.shape[0] <= height:
         return score(e)
     tiles = e.split(height)
