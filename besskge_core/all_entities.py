@@ -6,6 +6,7 @@ Axes:
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import Iterator, List, NamedTuple
 
 import torch
@@ -59,6 +60,11 @@ class AllEntityScorer:
         known = table.flatten(end_dim=1).index_select(0, entity_row)
         inverse = side == "head" and score_fn.inverse_relations
         heads = side == "head" and not inverse
+        if heads and not score_fn.scores_heads:
+            raise ConfigError(
+                f"{type(score_fn).__name__} cannot score heads, so (?, r, t) needs a model with"
+                " inverse relations"
+            )
         relation = relation + score_fn.n_relation_type if inverse else relation
         query = score_fn.query(known, relation, heads)
         height = max(self.max_scores // max(len(relation), 1), 1)
@@ -85,3 +91,15 @@ class TilesTwice:
 
     def __iter__(self) -> Iterator[Tile]:
         return iter(self._kept) if self._kept else self._scorer.tiles(*self._query)
+
+
+@contextmanager
+def evaluating(score_fn: BaseScoreFunction) -> Iterator[None]:
+    """Without gradients and dropout; afterwards as it was."""
+    was_training = score_fn.training
+    score_fn.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        score_fn.train(was_training)

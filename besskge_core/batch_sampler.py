@@ -12,13 +12,13 @@ For "h_shard" and "t_shard" there is no peer axis, and B = P.
 from __future__ import annotations
 
 import abc
-from typing import Any, Dict, Optional, Sequence, Tuple, TypeVar, Union
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from besskge_core.errors import ConfigError
 from besskge_core.negative_sampler import ShardedNegativeSampler
@@ -27,6 +27,14 @@ from besskge_core.sharding import PartitionedTripleSet
 
 Batch = Dict[str, Tensor]
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class Draw(NamedTuple):
+    """Which batch to draw, and whether its triples come in shuffled order."""
+
+    epoch: int
+    step: int
+    shuffle: bool
 
 
 class ShardedBatchSampler(Dataset[Batch], abc.ABC):
@@ -129,7 +137,9 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
     def __len__(self) -> int:
         return self.n_step
 
-    def __getitem__(self, index: Union[int, Sequence[int]]) -> Batch:
+    def __getitem__(self, index: Union[int, Draw, Sequence[int]]) -> Batch:
+        if isinstance(index, Draw):
+            return self.batch(Position(index.epoch, index.step), index.shuffle)
         if isinstance(index, (int, np.integer)):
             if not 0 <= index < self.n_step:
                 raise IndexError(f"step {index} of an epoch of {self.n_step}")
@@ -137,6 +147,41 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         places = np.asarray(index, dtype=np.int64)
         triples, kept = self._at(np.broadcast_to(places, (self.n_bucket, len(places))))
         return self._assemble(Position(self.epoch, int(places[0])), triples, kept, None)
+
+    def get_dataloader_sampler(self, shuffle: bool) -> Sampler[Draw]:
+        """What to index this sampler with: the steps of an epoch, of the next one each time."""
+        return _Steps(self, shuffle)
+
+    def get_dataloader(
+        self,
+        options: object = None,
+        shuffle: bool = True,
+        num_workers: int = 0,
+        persistent_workers: bool = False,
+        buffer_size: int = 16,
+    ) -> DataLoader[Batch]:
+        """Batches of an epoch, of the next one each time it is walked through.
+
+        Which worker makes a batch does not matter, nor whether workers live on: a batch depends on
+        seed, epoch and step alone.
+
+        Args:
+            options: PopTorch's options, which are not needed here.
+            shuffle: False takes the triples in their stored order.
+            num_workers: processes that make batches; 0: this one.
+            persistent_workers: keep them from one epoch to the next.
+            buffer_size: batches made ahead, by all workers.
+        """
+        ahead = None if num_workers == 0 else max(buffer_size // num_workers, 1)
+        return DataLoader(
+            self, batch_size=None, sampler=self.get_dataloader_sampler(shuffle),
+            num_workers=num_workers, persistent_workers=persistent_workers and num_workers > 0,
+            prefetch_factor=ahead, worker_init_fn=self.worker_init_fn,
+        )  # fmt: skip
+
+    @staticmethod
+    def worker_init_fn(worker_id: int) -> None:
+        """Nothing: there is no generator whose state workers would share."""
 
     @property
     def n_bucket(self) -> int:
@@ -211,6 +256,20 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
             weights = weights * self._frequency_weight[sample_idx]
         shape = (self.batches_per_step, self.n_shard, self.shard_bs)
         return weights.reshape(shape).astype(np.float32)
+
+
+class _Steps(Sampler[Draw]):
+    """The steps of an epoch; of the next one each time."""
+
+    def __init__(self, sampler: ShardedBatchSampler, shuffle: bool) -> None:
+        self._sampler, self._shuffle, self._epoch = sampler, shuffle, sampler.epoch
+
+    def __len__(self) -> int:
+        return self._sampler.n_step
+
+    def __iter__(self) -> Iterator[Draw]:
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        return (Draw(epoch, step, self._shuffle) for step in range(len(self)))
 
 
 class RigidShardedBatchSampler(ShardedBatchSampler):

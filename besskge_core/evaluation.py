@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from besskge_core.all_entities import SIDES, AllEntityScorer, TilesTwice
+from besskge_core.all_entities import SIDES, AllEntityScorer, Tile, evaluating
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
 from besskge_core.metric import count_ranks, make_metric
@@ -132,21 +132,92 @@ def rank_triples(
     """
     _check(score_fn, triples, sides)
     scorer = AllEntityScorer(score_fn, max_scores)
-    was_training = score_fn.training
-    score_fn.eval()
     counts: Dict[str, Tuple[NDArray[np.int64], ...]] = {}
-    for side in sides:
-        parts: List[Tuple[NDArray[np.int64], ...]] = []
-        for first in range(0, len(triples), scorer.batch_size):
-            batch = np.asarray(triples[first : first + scorer.batch_size], dtype=np.int64)
-            parts.append(_rank_batch(scorer, batch, known, side))
-            progress(len(batch))
-        empty = np.empty(0, dtype=np.int64)
-        columns = list(zip(*parts)) or [(empty,), (empty,), (empty,)]
-        counts[side] = tuple(np.concatenate(column) for column in columns)
-    score_fn.train(was_training)
+    with evaluating(score_fn):
+        for side in sides:
+            parts: List[Tuple[NDArray[np.int64], ...]] = []
+            for first in range(0, len(triples), scorer.batch_size):
+                batch = np.asarray(triples[first : first + scorer.batch_size], dtype=np.int64)
+                parts.append(_rank_batch(scorer, batch, known, side))
+                progress(len(batch))
+            empty = np.empty(0, dtype=np.int64)
+            columns = list(zip(*parts)) or [(empty,), (empty,), (empty,)]
+            counts[side] = tuple(np.concatenate(column) for column in columns)
     better, equal, n_candidate = ({s: c[i] for s, c in counts.items()} for i in range(3))
     return Ranking(np.asarray(triples)[:, 1], better, equal, n_candidate)
+
+
+def rank_candidates(
+    score_fn: BaseScoreFunction,
+    triples: NDArray[np.integer],
+    candidates: Mapping[str, NDArray[np.integer]],
+    max_scores: int = 2**25,
+) -> Ranking:
+    """Rank the entities of triples among given candidates, as OGB's evaluator does.
+
+    The rank is realistic by default: the mean of the optimistic and the pessimistic one, which
+    is also OGB's protocol for ogbl-biokg and ogbl-wikikg2. Candidates are taken as they are: the
+    lists of a benchmark have been filtered by those who made them.
+
+    Args:
+        score_fn: the model; it is put in evaluation mode while this runs.
+        triples: (n_triple, 3), entity and relation IDs.
+        candidates: side ("head", "tail") to IDs (n_triple, K), or (1, K) for all triples, the true
+            one not among them, such as `KGDataset.neg_heads` and `neg_tails` of a part.
+        max_scores: numbers held at a time; bounds the memory.
+
+    Raises:
+        ConfigError: triples or candidates of another graph or shape, or an unknown side.
+    """
+    _check(score_fn, triples, list(candidates))
+    counts = {
+        side: _among(score_fn, np.asarray(triples, np.int64), side, np.asarray(ids), max_scores)
+        for side, ids in candidates.items()
+    }
+    better, equal, n_candidate = ({s: c[i] for s, c in counts.items()} for i in range(3))
+    return Ranking(np.asarray(triples)[:, 1], better, equal, n_candidate)
+
+
+@torch.no_grad()
+def _among(
+    score_fn: BaseScoreFunction,
+    triples: NDArray[np.int64],
+    side: str,
+    candidates: NDArray[np.integer],
+    max_scores: int,
+) -> Tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """better, equal and n_candidate (n_triple,) of one side."""
+    n_triple, sharding = len(triples), score_fn.sharding
+    if candidates.ndim != 2 or len(candidates) not in (1, n_triple):
+        raise ConfigError(
+            f"candidates of {side!r} have shape {candidates.shape}, expected ({n_triple}, K) or"
+            " (1, K)"
+        )
+    if candidates.size and not 0 <= candidates.min() <= candidates.max() < sharding.n_entity:
+        raise ConfigError(
+            f"candidates of {side!r} run from {candidates.min()} to {candidates.max()}, expected"
+            f" entity IDs of [0, {sharding.n_entity})"
+        )
+    table, n_list = score_fn.entity_embedding.flatten(end_dim=1), candidates.shape[1]
+    flat_row = torch.from_numpy(sharding.flat_row).to(table.device)
+    inverse = side == "head" and score_fn.inverse_relations
+    heads = side == "head" and not inverse
+    size = max(max_scores // ((n_list + 1) * table.shape[1]), 1)
+    better, equal = np.zeros(n_triple, np.int64), np.zeros(n_triple, np.int64)
+    with evaluating(score_fn), score_fn.pooling(False):
+        for batch in (slice(i, i + size) for i in range(0, n_triple, size)):
+            rows = torch.from_numpy(triples[batch]).to(table.device)
+            lists = torch.from_numpy(candidates if len(candidates) == 1 else candidates[batch])
+            known, answer = (rows[:, 0], rows[:, 2]) if side == "tail" else (rows[:, 2], rows[:, 0])
+            relation = rows[:, 1] + score_fn.n_relation_type if inverse else rows[:, 1]
+            query = score_fn.query(table[flat_row[known]], relation, heads)
+            # Beside the candidates, so that equal embeddings have equal scores to the last bit.
+            ids = torch.cat([answer[:, None], lists.to(table.device).expand(len(rows), -1)], 1)
+            scores = score_fn.score_candidates(query, table[flat_row[ids]], heads)
+            truth, rivals = scores[:, :1], scores[:, 1:]
+            better[batch] = ((rivals > truth) | truth.isnan()).sum(1).cpu().numpy()
+            equal[batch] = (rivals == truth).sum(1).cpu().numpy()
+    return better, equal, np.full(n_triple, n_list + 1)
 
 
 def _rank_batch(
@@ -168,27 +239,56 @@ def _rank_batch(
 
     rows = sharding.flat_row
     tiles = scorer.tiles_twice(side, on_device(rows[given]), on_device(relation))
-    answer_row, filtered_row = on_device(rows[answer]), on_device(rows[filtered])
-    true_score = _pick_true(tiles, answer_row)
-    better = torch.zeros(len(triples), dtype=torch.int64, device=device)
-    equal = torch.full_like(better, -1)  # the answer equals itself
-    query_of = on_device(query)
-    for first, scores in tiles:
-        better_here, equal_here = count_better(scores, true_score)
-        better += better_here
-        equal += equal_here
-        here = (filtered_row >= first) & (filtered_row < first + scores.shape[1])
-        q, column = query_of[here], filtered_row[here] - first
-        taken_out = scores[q, column]
-        better.index_add_(0, q, -(taken_out > true_score[q]).long())
-        equal.index_add_(0, q, -(taken_out == true_score[q]).long())
-    lost = true_score.isnan()
-    better = torch.where(lost, on_device(n_candidate) - 1, better)
-    equal = equal.masked_fill(lost, 0)
+    filtered_row = on_device(rows[filtered])
+    found = compare_with_answers(tiles, on_device(rows[answer]), on_device(query), filtered_row)
+    lost = found.answer_score.isnan()
+    better = torch.where(lost, on_device(n_candidate) - 1, found.better)
+    equal = found.equal.masked_fill(lost, 0)
     return better.cpu().numpy(), equal.cpu().numpy(), n_candidate
 
 
-def _pick_true(tiles: TilesTwice, answer_row: Tensor) -> Tensor:
+class Compared(NamedTuple):
+    """How answers (Q,) fare among the candidates.
+
+    Attributes:
+        better: int64 (Q,), candidates that score better than the answer.
+        equal: int64 (Q,), other candidates that score the same.
+        answer_score: (Q,), the very numbers that the tiles hold.
+    """
+
+    better: Tensor
+    equal: Tensor
+    answer_score: Tensor
+
+
+def compare_with_answers(
+    tiles: Iterable[Tile], answer_row: Tensor, query: Tensor, filtered_row: Tensor
+) -> Compared:
+    """Count who beats the answers.
+
+    Args:
+        tiles: scores of all candidates; walked through twice.
+        answer_row: (Q,), flat rows of the answers.
+        query: (K,), and
+        filtered_row: (K,), flat rows of entities that do not take part in the query's ranking;
+            each pair once, the answer not among them.
+    """
+    answer_score = _pick_true(tiles, answer_row)
+    better = torch.zeros_like(answer_row, dtype=torch.int64)
+    equal = torch.full_like(better, -1)  # the answer equals itself
+    for first, scores in tiles:
+        better_here, equal_here = count_better(scores, answer_score)
+        better += better_here
+        equal += equal_here
+        here = (filtered_row >= first) & (filtered_row < first + scores.shape[1])
+        q, column = query[here], filtered_row[here] - first
+        taken_out = scores[q, column]
+        better.index_add_(0, q, -(taken_out > answer_score[q]).long())
+        equal.index_add_(0, q, -(taken_out == answer_score[q]).long())
+    return Compared(better, equal, answer_score)
+
+
+def _pick_true(tiles: Iterable[Tile], answer_row: Tensor) -> Tensor:
     """(Q,): the scores of the answers, the very numbers that their tiles hold."""
     true_score: Optional[Tensor] = None
     for first, scores in tiles:

@@ -128,11 +128,18 @@ class Evaluation:
         takes_part = candidate_score != -math.inf
         better = (((candidate_score > positive) | positive.isnan()) & takes_part).sum(-1)
         equal = ((candidate_score == positive) & takes_part).sum(-1)
+        return self.ranks_from_counts(better, equal, takes_part.sum(-1))
+
+    def ranks_from_counts(self, better: Tensor, equal: Tensor, n_rival: Tensor) -> Tensor:
+        """Ranks from the rivals that score better, those that score the same, and all; (B,) each.
+
+        Returns:
+            float32 (B,).
+        """
         ranks = count_ranks(better, equal, self.mode).float()
         if self.worst_rank_infty:
             behind = better if self.mode == "optimistic" else better + equal
-            last = (behind >= takes_part.sum(-1)) & (behind > 0)
-            ranks = ranks.masked_fill(last, math.inf)
+            ranks = ranks.masked_fill((behind >= n_rival) & (behind > 0), math.inf)
         return ranks
 
     def ranks_from_indices(self, ground_truth: Tensor, candidate_indices: Tensor) -> Tensor:

@@ -12,22 +12,22 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from besskge_core.all_entities import SIDES, AllEntityScorer
+from besskge_core.all_entities import SIDES, AllEntityScorer, evaluating
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
 from besskge_core.reading.labelling import triple_keys
 from besskge_core.scoring import BaseScoreFunction
+from besskge_core.top_k import BestSoFar, TopK, without_nan
 from besskge_core.vocabulary import Label, Vocabulary
 
 __all__ = ["Answer", "Predictor", "TopK"]
@@ -52,18 +52,6 @@ class Answer:
     name: Optional[str]
     score: float
     known: Optional[str]
-
-
-class TopK(NamedTuple):
-    """The best answers of queries, best first; fewer than K leave IDs of -1 and scores of -inf.
-
-    Attributes:
-        id: int64 (Q, K).
-        score: (Q, K).
-    """
-
-    id: NDArray[np.int64]
-    score: NDArray[np.floating]
 
 
 class Predictor:
@@ -192,7 +180,7 @@ class Predictor:
         entity, relation = self._checked_ids(k, entity=entities, relation=relations)
         allowed = self._allowed_rows(candidates)
         size = self._scorer.batch_size
-        with _evaluation(self.score_fn):
+        with evaluating(self.score_fn):
             found = [
                 self._best_entities(side, entity[i : i + size], relation[i : i + size], k, allowed,
                                     filter_known)
@@ -205,7 +193,7 @@ class Predictor:
     ) -> TopK:
         """The best relations of pairs, without inverse ones; see :meth:`top_k`."""
         head, tail = self._checked_ids(k, head=heads, tail=tails)
-        with _evaluation(self.score_fn):
+        with evaluating(self.score_fn):
             found = [
                 self._best_relations(h, t, k, filter_known)
                 for h, t in zip(head.tolist(), tail.tolist())
@@ -236,11 +224,11 @@ class Predictor:
         entity_of_row = torch.from_numpy(sharding.shard_and_idx_to_entity.ravel()).to(table.device)
         given = torch.from_numpy(sharding.flat_row[entity]).to(table.device)
         known = self._known_rows(side, entity, relation) if filter_known else None
-        best = _Best(len(entity), table)
+        best = BestSoFar(len(entity), table)
         for first, raw in self._scorer.tiles(
             side, given, torch.from_numpy(relation).to(table.device)
         ):
-            scores = _without_nan(raw)
+            scores = without_nan(raw)
             tile = slice(first, first + scores.shape[1])
             if allowed is not None:
                 scores.masked_fill_(~allowed[tile], -math.inf)
@@ -256,11 +244,11 @@ class Predictor:
         every = np.arange(self.dataset.n_relation_type)
         h, t = (table.flatten(end_dim=1)[flat_row[e]].expand(len(every), -1) for e in (head, tail))
         relation = torch.from_numpy(every).to(table.device)
-        scores = _without_nan(self.score_fn.score_triple(h, relation, t))
+        scores = without_nan(self.score_fn.score_triple(h, relation, t))
         if filter_known:
             query, known_tail = self._known_triples.tails(np.full_like(every, head), every)
             scores[torch.from_numpy(query[known_tail == tail]).to(table.device)] = -math.inf
-        best = _Best(1, table)
+        best = BestSoFar(1, table)
         best.add(scores[None], relation, k)
         return best.result()
 
@@ -327,60 +315,7 @@ class Predictor:
             ]
 
 
-class _Best:
-    """The best answers met so far; score (Q, K), and ID (Q, K), -1 for none."""
-
-    def __init__(self, n_query: int, table: Tensor) -> None:
-        self.score = table.new_empty((n_query, 0))
-        self.id = torch.empty((n_query, 0), dtype=torch.int64, device=table.device)
-
-    def add(self, scores: Tensor, ids: Tensor, k: int) -> None:
-        """Scores (Q, T) of candidates whose IDs (T,) rise."""
-        score, column = _first_k(scores, k)
-        score = torch.cat([self.score, score.to(self.score.dtype)], dim=1)
-        all_ids = torch.cat([self.id, ids.long()[column]], dim=1)
-        by_id = all_ids.sort(dim=1)[1]
-        score, all_ids = score.gather(1, by_id), all_ids.gather(1, by_id)
-        order = score.sort(dim=1, descending=True, stable=True)[1][:, :k]
-        self.score, self.id = score.gather(1, order), all_ids.gather(1, order)
-
-    def result(self) -> TopK:
-        ids = self.id.masked_fill(self.score == -math.inf, -1)
-        return TopK(ids.cpu().numpy(), self.score.float().cpu().numpy())
-
-
-def _first_k(scores: Tensor, k: int) -> Tuple[Tensor, Tensor]:
-    """The k largest of each row and their columns; of equal ones, the first columns."""
-    n = scores.shape[1]
-    if n <= k:
-        return scores, torch.arange(n, device=scores.device).expand_as(scores)
-    score, column = scores.topk(k + 1, dim=1)
-    # Only a tie across the cut leaves open which ones belong in.
-    tied = score[:, k - 1] == score[:, k]
-    score, column = score[:, :k].clone(), column[:, :k].clone()
-    if tied.any():
-        best = scores[tied].sort(dim=1, descending=True, stable=True)
-        score[tied], column[tied] = best[0][:, :k], best[1][:, :k]
-    return score, column
-
-
-def _without_nan(scores: Tensor) -> Tensor:
-    return scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-
-
 def _joined(found: List[TopK], k: int) -> TopK:
     if not found:
         return TopK(np.empty((0, k), dtype=np.int64), np.empty((0, k), dtype=np.float32))
     return TopK(*(np.concatenate(column) for column in zip(*found)))
-
-
-@contextmanager
-def _evaluation(score_fn: BaseScoreFunction) -> Iterator[None]:
-    """Without gradients and dropout; afterwards as it was."""
-    was_training = score_fn.training
-    score_fn.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        score_fn.train(was_training)

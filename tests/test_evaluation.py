@@ -14,6 +14,10 @@ from besskge_core.known import KnownTriples
 from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.sharding import Sharding
 
+#: Score functions that are exact on small integers; others, with their cosines, roots and norms,
+#: make no exact ties.
+EXACT = ["complex", "cp", "distmult", "lineare", "rescal", "simple", "transe"]
+
 #: Scores held at a time: one entity a tile, three, and everything at once.
 TILES = [1, 200, 2**25]
 
@@ -84,10 +88,28 @@ def test_filtered_ranks_are_those_of_comparing_with_every_entity(graph, n_shard,
 
 
 @pytest.mark.parametrize("max_scores", TILES)
-@pytest.mark.parametrize("name", sorted(set(SCORE_FUNCTIONS) - {"rotate"}))
-def test_ranks_of_every_score_function_are_exact(graph, name, max_scores):
-    # RotatE's cosines make no exact ties.
+@pytest.mark.parametrize("name", EXACT)
+def test_ranks_are_exact_to_the_last_tie(graph, name, max_scores):
     check(graph, integer_model(graph, name=name), max_scores)
+
+
+@pytest.mark.parametrize("name", sorted(SCORE_FUNCTIONS))
+def test_every_score_function_ranks_in_the_order_of_its_scores(graph, name):
+    one_sided = name == "conve"
+    sharding = Sharding.create(graph.n_entity, 4, seed=5)
+    model = make_score(name, sharding, graph.n_relation_type, inverse=one_sided).eval()
+    triples = graph.triples["test"]
+    found = rank_triples(model, triples, max_scores=300)
+    for side in ("head", "tail"):
+        better, _, _ = brute_force(model, triples, None, side)
+        assert found.better[side].tolist() == better.tolist()
+
+
+def test_a_model_without_queries_for_heads_says_what_it_needs(graph):
+    sharding = Sharding.create(graph.n_entity, 4, seed=5)
+    model = make_score("conve", sharding, graph.n_relation_type, inverse=False)
+    with pytest.raises(ConfigError, match="ConvE cannot score heads.*with inverse relations"):
+        rank_triples(model, graph.triples["test"])
 
 
 def test_raw_ranks_take_all_entities(graph):
@@ -99,7 +121,7 @@ def test_inverse_relations_answer_for_heads(graph, max_scores):
     check(graph, integer_model(graph, inverse=True), max_scores)
 
 
-@pytest.mark.parametrize("name", sorted(SCORE_FUNCTIONS))
+@pytest.mark.parametrize("name", EXACT)
 def test_tiles_do_not_change_a_rank(graph, name):
     model = integer_model(graph, name=name)
     known, triples = KnownTriples.of(graph), graph.triples["test"]

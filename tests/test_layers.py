@@ -15,8 +15,8 @@ LAYERS = [  # low to high; modules of one line may know each other
     "errors", "registry", "config environment vocabulary", "counting", "philox", "shapes",
     "reading", "dataset", "catalogue",
     "balance", "sharding", "known", "negative_sampler", "batch_sampler", "exchange", "ops", "embedding",
-    "regularizer", "loss", "metric", "scoring", "bess", "optim", "runtime", "all_entities",
-    "evaluation", "predict", "training", "report", "cli",
+    "regularizer", "loss", "metric", "scoring", "utils", "bess", "optim", "runtime", "all_entities",
+    "top_k", "evaluation", "predict", "pipeline", "training", "report", "cli",
 ]  # fmt: skip
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))

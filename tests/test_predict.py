@@ -63,6 +63,7 @@ def queries(rng):
 @pytest.mark.parametrize("inverse", [False, True])
 @pytest.mark.parametrize("name", sorted(SCORE_FUNCTIONS))
 def test_answers_are_the_best_of_all_entities(graph, queries, name, inverse, side):
+    inverse = inverse or name == "conve"  # which answers for tails only
     score_fn = model(graph, name=name, inverse=inverse)
     found = Predictor(score_fn, graph).top_k(side, *queries, k=5)
     for entity, relation, ids, scores in zip(*queries, found.id, found.score):
