@@ -21,7 +21,6 @@ from support import (
 )
 from torch.testing import assert_close
 
-from besskge_core.balance import most_frequent_entities
 from besskge_core.batch_sampler import RigidShardedBatchSampler
 from besskge_core.bess import BessKGE, EmbeddingMovingBessKGE, ScoreMovingBessKGE
 from besskge_core.errors import ConfigError, ShapeError
@@ -35,7 +34,7 @@ from besskge_core.negative_sampler import (
 )
 from besskge_core.regularizer import LpRegularizer
 from besskge_core.scoring import SCORE_FUNCTIONS
-from besskge_core.sharding import PartitionedTripleSet, Sharding
+from besskge_core.sharding import PartitionedTripleSet, Sharding, most_frequent_entities
 
 MOVERS = [EmbeddingMovingBessKGE, ScoreMovingBessKGE]
 SCHEMES = ["h", "t", "ht"]

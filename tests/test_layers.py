@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "besskge_core"
 LAYERS = [  # low to high; modules of one line may know each other
     "errors", "registry", "config environment vocabulary", "counting", "philox", "shapes",
     "reading", "dataset", "catalogue",
-    "balance", "sharding", "known", "negative_sampler", "batch_sampler", "exchange", "ops", "embedding",
+    "sharding", "known", "negative_sampler", "batch_sampler", "exchange", "ops", "embedding",
     "regularizer", "loss", "metric", "scoring", "utils", "bess", "optim", "runtime", "all_entities",
     "top_k", "evaluation", "predict", "pipeline", "training", "report", "cli",
 ]  # fmt: skip
@@ -106,7 +106,7 @@ def test_importing_everything_imports_no_device_library():
 
 def test_the_data_layer_needs_no_torch():
     names = [
-        f"besskge_core.{name}" for name in ("dataset", "balance", "sharding", "known", "negative_sampler")
+        f"besskge_core.{name}" for name in ("dataset", "sharding", "known", "negative_sampler")
     ]
     program = f"import sys, {', '.join(names)}; print('torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True)
