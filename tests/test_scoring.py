@@ -30,7 +30,7 @@ from besskge_core.scoring import (
     TransR,
 )
 from besskge_core.scoring.comparators import ModulusDistance, distance_matrix
-from besskge_core.scoring.initializers import init_identity
+from besskge_core.scoring.initializers import init_identity, init_matrix
 from besskge_core.scoring.operators import complex_multiplication, complex_rotation
 from besskge_core.sharding import Sharding
 
@@ -312,12 +312,12 @@ def test_tiles_change_neither_scores_nor_gradients(kind, size, monkeypatch):
         assert_close(tiled, whole)
 
 
-class Largest(TorchDispatchMode):
-    """The most numbers that a tensor held which was made meanwhile."""
+class Made(TorchDispatchMode):
+    """The most numbers that a tensor holds which was made meanwhile, and all their dtypes."""
 
     def __init__(self):
         super().__init__()
-        self.numel = 0
+        self.numel, self.dtypes = 0, set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
@@ -325,6 +325,7 @@ class Largest(TorchDispatchMode):
             if isinstance(x, torch.Tensor):
                 held = x.untyped_storage().nbytes() // x.element_size()
                 self.numel = max(self.numel, held)
+                self.dtypes.add(x.dtype)
         return made
 
 
@@ -335,7 +336,7 @@ def largest(score, heads, n_query=32, n=400):
     )
     if isinstance(heads, torch.Tensor):
         heads = torch.arange(n_query) % 2 == 0
-    with Largest() as found:
+    with Made() as found:
         with_gradients(score, heads, h, torch.arange(n_query) % N_RELATION, t, rows[None])
     return found.numel
 
@@ -346,6 +347,23 @@ def test_shared_candidates_are_never_held_once_a_query(kind, monkeypatch):
     score = make(kind)
     for heads in every_heads(score):
         assert largest(score, heads) <= 32 * 400
+
+
+def test_wide_projections_are_not_held_once_a_query_either(monkeypatch):
+    monkeypatch.setattr("besskge_core.scoring.tiles.TILE_SIZE", 32 * 400)
+    score = make(("transr", 2), relation_size=4 * DIM)
+    for heads in every_heads(score):
+        assert largest(score, heads) <= 32 * 400
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_nothing_is_wider_than_it_need_be(kind, dtype):
+    score = make(kind, dtype=dtype)
+    batch_, rows = batch(score, dtype), candidates(score, 1, dtype)
+    with Made() as found:
+        for heads in every_heads(score):
+            allowed(lambda side=heads: with_gradients(score, side, *batch_, rows), dtype)
+    assert not found.dtypes & {torch.float64, torch.complex128}
 
 
 def test_the_largest_tensor_is_seen(monkeypatch):
@@ -575,6 +593,11 @@ def test_boxes_take_two_initializers_as_upstream_does():
     score = fresh(("boxe", 1), relation_initializer=[nn.init.zeros_, nn.init.ones_])
     assert (score.relation_embedding[:, : 4 * DIM] == 0).all()
     assert (score.relation_embedding[:, 4 * DIM :] == 1).all()
+
+
+def test_maps_start_as_glorots():
+    table = init_matrix(torch.empty(50, 400))  # of 20 x 20 matrices
+    assert table.std().item() == pytest.approx(20**-0.5, rel=0.05)
 
 
 def test_matrices_start_as_the_identity():

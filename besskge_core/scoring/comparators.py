@@ -122,5 +122,6 @@ def widened(x: Tensor) -> Tensor:
 
 
 def distance_matrix(a: Tensor, b: Tensor, p: float) -> Tensor:
-    """a (M, D), b (N, D) -> (M, N), the p-norm of every difference."""
-    return torch.cdist(a, b, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+    """a (M, D), b (N, D) -> (M, N), the p-norm of every difference; of halves by way of float32."""
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(widened(a), widened(b), p=p, compute_mode=mode).to(a.dtype)

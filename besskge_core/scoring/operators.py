@@ -196,10 +196,11 @@ class CoreTensor(Operator):
         self.relation_parts = (relation_size,)
         self.core = nn.Parameter(nn.init.uniform_(torch.empty(relation_size, dim, dim), -1.0, 1.0))
         self.relation_dropout = nn.Dropout(relation_dropout)
+        self.before, self.after = (
+            nn.Sequential(nn.BatchNorm1d(dim) if batch_normalization else nn.Identity(), dropout)
+            for dropout in (nn.Dropout(input_dropout), nn.Dropout(hidden_dropout))
+        )
         self.scores_heads = not batch_normalization
-        normal = (lambda: [nn.BatchNorm1d(dim)]) if batch_normalization else (list)
-        self.before = nn.Sequential(*normal(), nn.Dropout(input_dropout))
-        self.after = nn.Sequential(*normal(), nn.Dropout(hidden_dropout))
 
     def forward(self, e: Tensor, r: Tensor) -> Tensor:
         return self._moved(e, r @ self.core.flatten(1))
