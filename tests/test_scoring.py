@@ -579,6 +579,20 @@ def test_one_initializer_serves_all_parts(kind):
     assert (by_entity(score) == 1).all() and (score.relation_embedding == 0).all()
 
 
+def test_one_initializer_sees_both_halves_of_complex_rows():
+    # So that dividing by the width gives the scale that it gives upstream.
+    widths = []
+
+    def record(table):
+        widths.append(table.shape[1])
+        return nn.init.zeros_(table)
+
+    for name in ("rotate", "complex", "pairre"):
+        fresh((name, 1 if name != "complex" else None), entity_initializer=[record],
+              relation_initializer=[record])  # fmt: skip
+    assert widths == [2 * DIM, DIM, 2 * DIM, 2 * DIM, DIM, DIM, DIM]
+
+
 def test_boxes_start_as_published_and_not_all_of_one_size():
     # Upstream BESS-KGE normalises rows that hold one size, so that all are 1.
     score = fresh(("boxe", 1))

@@ -99,7 +99,14 @@ class TopKQueryBessKGE(QueryBESS):
         window_size: candidates that a shard scores at a time.
     """
 
-    inputs: Tuple[str, ...] = ("relation", "head", "tail", "negative", "triple_mask", "negative_mask")
+    inputs: Tuple[str, ...] = (
+        "relation",
+        "head",
+        "tail",
+        "negative",
+        "triple_mask",
+        "negative_mask",
+    )
     shard_counts: Tensor
     entity_ids: Tensor
 
@@ -196,13 +203,13 @@ class TopKQueryBessKGE(QueryBESS):
         if negative is None:
             rows = torch.arange(len(table), device=table.device)
             for own, embedding in zip(rows.split(self.window_size), table.split(self.window_size)):
-                yield Window(own[None, None], embedding[None, None], None)
+                yield Window(own[None, None], embedding[None, None], None, rising=True)
             return
         masks: Iterable[Optional[Tensor]] = repeat(None)
         if negative_mask is not None:
             masks = negative_mask[shard].split(self.window_size, dim=-1)
         for given, mask in zip(negative[shard].long().split(self.window_size, dim=-1), masks):
-            yield Window(given, table[given], mask)
+            yield Window(given, table[given], mask, rising=False)
 
     def _best_here(
         self, query: List[Tensor], windows: Iterable[Window], k: int
@@ -217,8 +224,7 @@ class TopKQueryBessKGE(QueryBESS):
                 scores = scores.masked_fill(~_per_query(window.mask, len(scores)), -math.inf)
             if best is not None:
                 scores, rows = torch.cat([best[0], scores], 1), torch.cat([best[1], rows], 1)
-            # Rows of the whole table rise from window to window: equal scores are in order.
-            best = _best(scores, rows, k, rising=len(window.rows) == 1)
+            best = _best(scores, rows, k, window.rising)
         assert best is not None
         return best
 
@@ -244,11 +250,19 @@ class TopKQueryBessKGE(QueryBESS):
 
 
 class Window(NamedTuple):
-    """Candidates (S or 1, A, w) of one shard: rows, embeddings (..., D), and which count."""
+    """Candidates of one shard.
+
+    Attributes:
+        rows: (S or 1, A, w).
+        embedding: (S or 1, A, w, D).
+        mask: bool (S, A, w), False where excluded, or None.
+        rising: rows rise, within windows and from one to the next.
+    """
 
     rows: Tensor
     embedding: Tensor
     mask: Optional[Tensor]
+    rising: bool
 
 
 def _per_query(x: Tensor, n_query: int) -> Tensor:

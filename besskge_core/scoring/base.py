@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import abc
 from contextlib import contextmanager
-from typing import Iterator, Tuple, Union
+from typing import Iterator, List, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -179,7 +179,7 @@ class FormulaScoreFunction(BaseScoreFunction):
         negative_sample_sharing: score every query against the candidates of all of them.
         sharding: of the entities.
         n_relation_type: relations of the graph.
-        entity_initializer: a table, or a function for each part of a row; see
+        entity_initializer: a table, or a function for each part of a row, or one for all; see
             :func:`~besskge_core.embedding.initialize_entity_embedding`.
         relation_initializer: likewise.
         inverse_relations: also make embeddings of the inverse relations.
@@ -200,13 +200,15 @@ class FormulaScoreFunction(BaseScoreFunction):
         self.inverse_relations, self.formula = inverse_relations, formula
         self.scores_heads = formula.scores_heads
         self.entity_embedding = initialize_entity_embedding(
-            sharding, entity_initializer, formula.widths(formula.entity_parts)
+            sharding,
+            entity_initializer,
+            _row_size(entity_initializer, formula.widths(formula.entity_parts)),
         )
         self.relation_embedding = initialize_relation_embedding(
             n_relation_type,
             inverse_relations,
             relation_initializer,
-            formula.widths(formula.relation_parts),
+            _row_size(relation_initializer, formula.widths(formula.relation_parts)),
         )
 
     def __init_subclass__(cls, **options: object) -> None:
@@ -242,6 +244,12 @@ class FormulaScoreFunction(BaseScoreFunction):
         self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor
     ) -> Tuple[Tensor, Tensor, Tensor]:
         return self.formula.squared_moduli(head_emb, self.relation(relation_id), tail_emb)
+
+
+def _row_size(initializer: Initializers, widths: List[int]) -> List[int]:
+    """What initialisers fill: each a part, or one alone the whole row."""
+    alone = not isinstance(initializer, Tensor) and len(initializer) == 1
+    return [sum(widths)] if alone else widths
 
 
 class DistanceBasedScoreFunction(BaseScoreFunction, abc.ABC):

@@ -48,7 +48,7 @@ class RotatE(DistanceModel):
     Entities: real then imaginary parts, 2 * `embedding_size`; relations: phases in radians.
     """
 
-    entity_initializers = (init_KGE_uniform, init_KGE_uniform)
+    entity_initializers = (init_KGE_uniform,)
     relation_initializers = (init_uniform_rotation,)
 
     @staticmethod

@@ -39,7 +39,7 @@ class ComplEx(SimilarityModel):
     Rows: real then imaginary parts, 2 * `embedding_size`.
     """
 
-    entity_initializers = relation_initializers = (init_KGE_normal, init_KGE_normal)
+    entity_initializers = relation_initializers = (init_KGE_normal,)
 
     @staticmethod
     def make_formula(dim: int) -> ScoreFormula:

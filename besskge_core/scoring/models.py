@@ -22,7 +22,8 @@ from besskge_core.sharding import Sharding
 class NamedScoreFunction(FormulaScoreFunction, abc.ABC):
     """A formula with default initialisers.
 
-    One initialiser alone serves every part of a row.
+    One initialiser alone serves every part of a row; both halves of complex numbers at once, so
+    that one which divides by the width divides by twice `embedding_size`, as upstream.
 
     Attributes:
         entity_initializers: one for each part of an entity row.
@@ -44,8 +45,14 @@ class NamedScoreFunction(FormulaScoreFunction, abc.ABC):
     ) -> None:
         super().__init__(
             formula, negative_sample_sharing, sharding, n_relation_type,
-            _one_a_part(entity_initializer, self.entity_initializers, formula.entity_parts),
-            _one_a_part(relation_initializer, self.relation_initializers, formula.relation_parts),
+            _one_a_part(
+                entity_initializer, self.entity_initializers, formula.entity_parts,
+                formula.complex_entities,
+            ),
+            _one_a_part(
+                relation_initializer, self.relation_initializers, formula.relation_parts,
+                formula.complex_relations,
+            ),
             inverse_relations,
         )  # fmt: skip
 
@@ -112,9 +119,9 @@ class SimilarityModel(NamedScoreFunction, abc.ABC):
 
 
 def _one_a_part(
-    given: Optional[Initializers], default: Sequence[Initializer], parts: Parts
+    given: Optional[Initializers], default: Sequence[Initializer], parts: Parts, is_complex: bool
 ) -> Initializers:
     given = default if given is None else given
-    if isinstance(given, Tensor) or len(given) != 1:
+    if isinstance(given, Tensor) or len(given) != 1 or is_complex:
         return given
     return list(given) * len(parts)
