@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from besskge_core.errors import ConfigError, DataError, ShapeError
-from besskge_core.reading import folders, labelling, storage
+from besskge_core.reading import archives, folders, labelling, storage
 from besskge_core.reading.files import TableFile
 
 __all__ = ["KGDataset"]
@@ -197,6 +197,34 @@ class KGDataset:
             options: of :meth:`from_files`, for a folder of labels.
         """
         return cls(**folders.read_folder(os.fspath(path), types, **options))
+
+    @classmethod
+    def build_ogbl_biokg(cls, root: Path) -> KGDataset:
+        """The data set ogbl-biokg: 5 entity types, and 500 negatives a side in valid and test.
+
+        Args:
+            root: holds ``ogbl_biokg``, as the ogb library leaves it; if not, that is downloaded.
+
+        Raises:
+            DataError: a file is missing, damaged, or refers to an unknown ID.
+            DownloadError: it cannot be had, or its counts are not the published ones.
+        """
+        return cls(**archives.load("ogbl-biokg", os.fspath(root)))
+
+    @classmethod
+    def build_ogbl_wikikg2(cls, root: Path) -> KGDataset:
+        """The data set ogbl-wikikg2, in ``root/ogbl_wikikg2``; as :meth:`build_ogbl_biokg`."""
+        return cls(**archives.load("ogbl-wikikg2", os.fspath(root)))
+
+    @classmethod
+    def build_yago310(cls, root: Path) -> KGDataset:
+        """The data set YAGO3-10, in ``root/train.txt`` etc.; as :meth:`build_ogbl_biokg`."""
+        return cls(**archives.load("yago3-10", os.fspath(root)))
+
+    @classmethod
+    def build_openbiolink(cls, root: Path) -> KGDataset:
+        """OpenBioLink2020, directed and of high quality, in ``root/HQ_DIR``, with entity types."""
+        return cls(**archives.load("openbiolink", os.fspath(root)))
 
     def save(self, path: Path) -> None:
         """Write everything to one file, which replaces an older one only when it is complete."""

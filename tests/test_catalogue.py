@@ -178,11 +178,11 @@ def test_family_takes_its_options_by_name():
 
 def test_an_unknown_name_gets_the_list_and_the_nearest():
     message = (
-        r"no data set 'WN18R': neither .* one of \['codex-s', .*'wn18rr'\]; did you mean 'wn18rr'"
+        r"no data set 'WN18R': neither .* one of \['codex-s', .*'yago3-10'\]; did you mean 'wn18rr'"
     )
     with pytest.raises(DatasetNotFoundError, match=message):
         load_dataset("WN18R")
-    with pytest.raises(DatasetNotFoundError, match=r"'wn18rr'\]$"):
+    with pytest.raises(DatasetNotFoundError, match=r"'yago3-10'\]$"):
         load_dataset("quite another")
 
 

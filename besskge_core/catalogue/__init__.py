@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from besskge_core.catalogue.benchmarks import (
+    ARCHIVES,
     BENCHMARKS,
     GENERATORS,
     cache_folder,
@@ -13,4 +14,4 @@ from besskge_core.catalogue.benchmarks import (
     load_dataset,
 )
 
-__all__ = ["BENCHMARKS", "GENERATORS", "cache_folder", "hard_negatives", "load_dataset"]
+__all__ = ["ARCHIVES", "BENCHMARKS", "GENERATORS", "cache_folder", "hard_negatives", "load_dataset"]

@@ -9,6 +9,10 @@ A benchmark is looked for, in this order,
 Wherever it was found, its counts are compared with the published ones, so that a result under the
 name of a benchmark is a result on that benchmark. IDs run over all parts: the 210 test triples of
 WN18RR with an entity unseen in train, and the 28 of FB15k-237, stay.
+
+The larger ones of :data:`~besskge_core.reading.archives.ARCHIVES`, which KGDataset.build_ogbl_biokg
+and its like read from a folder of one's own, are found in the same places: ``ogbl_biokg``,
+``ogbl_wikikg2``, ``YAGO3-10``, and ``OpenBioLink`` with ``HQ_DIR`` in it.
 """
 
 from __future__ import annotations
@@ -28,9 +32,11 @@ from besskge_core.catalogue.download import Benchmark, SourceFile
 from besskge_core.catalogue.family import family
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError, DataError, DatasetNotFoundError, DataWarning
+from besskge_core.reading import archives
+from besskge_core.reading.archives import ARCHIVES, Archive
 from besskge_core.reading.folders import find_table
 
-__all__ = ["BENCHMARKS", "GENERATORS", "cache_folder", "hard_negatives", "load_dataset"]
+__all__ = ["ARCHIVES", "BENCHMARKS", "GENERATORS", "cache_folder", "hard_negatives", "load_dataset"]
 
 CONVE = "TimDettmers/ConvE/f3c0eb286025410fa5b4c04696c918264163d0ca"
 CODEX = "tsafavi/codex/3132e426c2a6b643b70bad679905a3a6270be440"
@@ -210,12 +216,12 @@ def load_dataset(
 
     Args:
         spec: the name of a benchmark or generator, in any case (:data:`BENCHMARKS`,
-            :data:`GENERATORS`); or the path of a folder, of a file of triples, or of a file of
+            :data:`ARCHIVES`, :data:`GENERATORS`); or the path of a folder, of a file of triples, or of a file of
             :meth:`KGDataset.save`. Names come before paths; ``./family`` is a path.
         types: give IDs type by type, by the entity types that come with it. Of the benchmarks
             CoDEx-S (its most frequent type for each entity), KG20C and WN18RR (only from
             ``$BESSKGE_DATA``: parts of speech are not at its public source) have some;
-            `family` always has.
+            `family`, ogbl-biokg and openbiolink always have.
         options: n_person, seed and noise of `family`; those of :meth:`KGDataset.from_folder` or
             :meth:`KGDataset.from_files` for a path.
 
@@ -225,9 +231,11 @@ def load_dataset(
     name = os.fspath(spec)
     if name.lower() in GENERATORS:
         return GENERATORS[name.lower()](**options)
+    if name.lower() in (*BENCHMARKS, *ARCHIVES) and options:
+        raise ConfigError(f"{name} takes no options, got {sorted(options)}")
+    if name.lower() in ARCHIVES:
+        return _load_archive(ARCHIVES[name.lower()], types)
     if name.lower() in BENCHMARKS:
-        if options:
-            raise ConfigError(f"{name} takes no options, got {sorted(options)}")
         return _load_benchmark(BENCHMARKS[name.lower()], types)
     if os.path.isdir(name):
         return KGDataset.from_folder(name, types=types, **options)
@@ -279,6 +287,22 @@ def _load_benchmark(benchmark: Benchmark, types: bool) -> KGDataset:
     return dataset
 
 
+def _load_archive(archive: Archive, types: bool) -> KGDataset:
+    given = os.environ.get("BESSKGE_DATA")
+    roots = [os.path.join(place, archive.home) for place in (given, cache_folder()) if place]
+    root = next((root for root in roots if archive.is_in(root)), roots[-1])
+    fields = archives.load(archive.name, root)
+    difference = archives.difference(archive, fields)
+    if difference:
+        raise DataError(
+            f"{root}: {difference}; remove {' and '.join(archive.entries.values())} to have it"
+            " downloaded again, or read it with KGDataset.build_*, which does not count"
+        )
+    if types and not fields.get("type_offsets"):
+        raise ConfigError(f"{archive.name} has no entity types; leave out types=True")
+    return KGDataset(**fields)
+
+
 def _find_or_fetch(benchmark: Benchmark) -> str:
     given = os.environ.get("BESSKGE_DATA")
     folders = [os.path.join(given, benchmark.folder)] if given else []
@@ -302,7 +326,7 @@ def cache_folder() -> str:
 
 
 def _unknown(name: str) -> str:
-    names = sorted([*BENCHMARKS, *GENERATORS])
+    names = sorted([*BENCHMARKS, *ARCHIVES, *GENERATORS])
     near = difflib.get_close_matches(name.lower(), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return f"no data set {name!r}: neither a file or folder, nor one of {names}{hint}"

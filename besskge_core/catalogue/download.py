@@ -19,17 +19,15 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Set, Tuple
 
 from besskge_core.errors import DownloadError
+from besskge_core.reading import remote
 
 __all__ = ["Benchmark", "SourceFile", "fetch"]
 
 SOURCE = "https://raw.githubusercontent.com"
-TIMEOUT = 60  # seconds without a byte
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def _write_files(benchmark: Benchmark, folder: str) -> None:
             sources[file.url] = _download(benchmark, file.url)
         try:
             text = FORMS[file.form](_unpack(sources[file.url], file), entities)
-        except DAMAGE as error:
+        except remote.DAMAGE as error:
             raise DownloadError(
                 f"{_address(file.url)}: {file.name} cannot be read from it ({error}); the download"
                 " was cut short or is another file: try again"
@@ -123,51 +121,14 @@ def _rename(unfinished: str, goal: str) -> None:
 
 
 def _address(url: str) -> str:
-    return f"{os.environ.get('BESSKGE_MIRROR', SOURCE).rstrip('/')}/{url}"
+    return remote.address(f"{SOURCE}/{url}")
 
 
 def _download(benchmark: Benchmark, url: str) -> bytes:
-    try:
-        import pooch
-    except ImportError:
-        raise DownloadError(
-            f"{benchmark.name} is not on this machine and pooch is needed to download it; run"
-            f" `pip install pooch`, or put its files into $BESSKGE_DATA/{benchmark.folder}"
-        ) from None
-    progress = _Progress(url.rsplit("/", 1)[-1])
-    downloader = pooch.HTTPDownloader(progressbar=progress, timeout=TIMEOUT)
     content = io.BytesIO()
-    try:
-        downloader(_address(url), content, None)
-    except (OSError, ValueError) as error:  # what requests raises
-        raise DownloadError(
-            f"{_address(url)}: cannot be downloaded ({error}); try again, or put the files of"
-            f" {benchmark.name} into $BESSKGE_DATA/{benchmark.folder}"
-        ) from error
+    place = f"$BESSKGE_DATA/{benchmark.folder}"
+    remote.download(f"{SOURCE}/{url}", content, benchmark.name, place)
     return content.getvalue()
-
-
-class _Progress:
-    """A line on standard error, as pooch drives it: total is set, update and close are called."""
-
-    total = 0.0
-
-    def __init__(self, name: str) -> None:
-        self.name, self.done, self.shown = name, 0, -1
-
-    def update(self, n: int) -> None:
-        self.done += n
-        percent = int(100 * min(self.done / self.total, 1)) if self.total else 0
-        if sys.stderr.isatty() and percent != self.shown:
-            print(f"\r{self.name}: {self.done / 1e6:.1f} MB, {percent} %", end="", file=sys.stderr)
-            self.shown = percent
-
-    def reset(self) -> None:
-        self.done = 0
-
-    def close(self) -> None:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
 
 
 # -- from what comes to what is kept ---------------------------------------------------------------

@@ -36,7 +36,7 @@ from besskge_core.reading.files import (
     read_strings,
 )
 
-__all__ = ["find_table", "one_type_each", "read_folder"]
+__all__ = ["find_table", "one_type_each", "read_folder", "read_map"]
 
 PARTS = {
     "train": ("train", "training"),
@@ -161,7 +161,7 @@ def _read_libkge(path: str, deduplicate: bool = False) -> Dict[str, Any]:
 def _from_ids(
     files: Mapping[str, TableFile], maps: Mapping[str, TableFile], deduplicate: bool
 ) -> Dict[str, Any]:
-    entity_dict, relation_dict = (_read_map(maps[kind]) for kind in ("entity", "relation"))
+    entity_dict, relation_dict = (read_map(maps[kind]) for kind in ("entity", "relation"))
     sizes = len(entity_dict), len(relation_dict)
     triples, rows = {}, {}
     for part, table in files.items():
@@ -186,7 +186,7 @@ def _from_ids(
     }
 
 
-def _read_map(table: TableFile) -> List[str]:
+def read_map(table: TableFile) -> List[str]:
     """ID to label, of a file with the columns ID and label."""
     keys, labels = (column.to_pylist() for column in read_strings(table))
     of_id = dict(zip(keys, labels))
