@@ -68,7 +68,9 @@ def direct(model, batch, triple_set, candidates):
     for place in batch["triple_idx"].flatten().tolist():
         h, r, t = triple_set.entity_ids()[place].tolist()
         given = triple_set.triple_sort_idx[place]
-        listed = np.arange(len(table)) if candidates is None else candidates[given % len(candidates)]
+        listed = (
+            np.arange(len(table)) if candidates is None else candidates[given % len(candidates)]
+        )
         listed = torch.from_numpy(np.sort(listed)).long()
         many = torch.full_like(listed, r)
         rows = table[t if scheme == "h" else h].expand(len(listed), -1)
@@ -150,7 +152,9 @@ def test_padding_never_gets_into_the_best_whatever_the_scale(graph, scheme, scal
 def test_large_scores_in_half_precision_stay_in_order(graph, scheme):
     # Beyond the -50000 that upstream adds in the place of a mask.
     def large(table):
-        return table.copy_(48 * torch.randint(0, 2, table.shape, generator=torch.manual_seed(1)) - 24)
+        return table.copy_(
+            48 * torch.randint(0, 2, table.shape, generator=torch.manual_seed(1)) - 24
+        )
 
     candidates = lists(graph, "a list each")
     model, batch, triple_set = top_k(

@@ -127,7 +127,7 @@ class Sharding:
             )
         hub_ids = np.unique(np.asarray([] if hubs is None else hubs, dtype=np.int64))
         # Where there are hubs, each shard has a row of padding, to be read in the place of theirs.
-        capacity = n_entity // n_shard + 1 if len(hub_ids) else -(-n_entity // n_shard)
+        capacity = -(-n_entity // n_shard) + (len(hub_ids) > 0)
         # Deal the shuffled entities like cards: shard s gets the places s, s + n_shard, ...
         entity_to_shard = np.empty(n_entity, dtype=np.int32)
         shuffled = _hubs_first(permutation(seed, Purpose.SHARDING, Position(), n_entity), hub_ids)
