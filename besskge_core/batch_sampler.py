@@ -268,8 +268,10 @@ class _Steps(Sampler[Draw]):
         return self._sampler.n_step
 
     def __iter__(self) -> Iterator[Draw]:
+        # A generator begins with its first step: torch's loaders make some that they never use.
         epoch, self._epoch = self._epoch, self._epoch + 1
-        return (Draw(epoch, step, self._shuffle) for step in range(len(self)))
+        for step in range(len(self)):
+            yield Draw(epoch, step, self._shuffle)
 
 
 class RigidShardedBatchSampler(ShardedBatchSampler):

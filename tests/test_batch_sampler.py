@@ -326,6 +326,50 @@ def test_a_torch_loader_may_make_the_batches_in_other_processes(graph):
     assert step == len(sampler) - 1
 
 
+@pytest.mark.parametrize("n_worker, persistent", [(0, False), (2, False), (2, True)])
+def test_a_loader_gives_the_batches_of_one_epoch_after_the_other(graph, kind, n_worker, persistent):
+    # Upstream's workers begin each epoch from the same state, and draw the same negatives again.
+    sampler = make(kind, partitioned(graph, 2))
+    loader = sampler.get_dataloader(
+        shuffle=True, num_workers=n_worker, persistent_workers=persistent, buffer_size=4
+    )
+    assert len(loader) == sampler.n_step
+    for epoch in range(2):
+        batches = list(loader)
+        assert len(batches) == sampler.n_step
+        for step, batch in enumerate(batches):
+            assert same(batch, sampler.batch(Position(epoch, step)))
+
+
+def test_a_loader_may_keep_the_stored_order(graph, kind):
+    sampler = make(kind, partitioned(graph, 2))
+    (first, *_) = sampler.get_dataloader(options=None, shuffle=False)
+    assert same(first, sampler.batch(Position(0, 0), shuffle=False))
+
+
+def test_what_a_loader_is_led_by_indexes_the_sampler(graph, kind):
+    sampler = make(kind, partitioned(graph, 2))
+    steps = sampler.get_dataloader_sampler(shuffle=True)
+    assert len(steps) == sampler.n_step
+    for step, index in enumerate(steps):
+        assert same(sampler[index], sampler.batch(Position(0, step)))
+    assert same(sampler[next(iter(steps))], sampler.batch(Position(1, 0)))
+
+
+def test_hubs_come_with_every_micro_batch(graph):
+    hubs = graph.triples["train"][:3, 2]
+    sharding = Sharding.create(graph.n_entity, 4, 2, hubs=hubs)
+    paired, by_head = (
+        PartitionedTripleSet.create_from_dataset(graph, "train", sharding, mode)
+        for mode in ("ht_shardpair", "h_shard")
+    )
+    batch = make("rigid", paired)[0]
+    assert batch["hub"].shape == (3, 4, 1) and batch["hub"].dtype == torch.int32
+    assert (batch["hub"].numpy() == sharding.hub_rows).all()
+    assert "hub" not in make("rigid", by_head)[0]
+    assert (make("rigid", by_head)[0]["head"] < sharding.max_entity_per_shard).all()
+
+
 # -- errors ------------------------------------------------------------------------------------
 
 

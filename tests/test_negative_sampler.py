@@ -11,16 +11,19 @@ from support import SHARDS
 
 from besskge_core.errors import ConfigError
 from besskge_core.negative_sampler import (
+    BernoulliShardedNegativeSampler,
+    DegreeWeightedShardedNegativeSampler,
     PlaceholderNegativeSampler,
     RandomShardedNegativeSampler,
     TripleBasedShardedNegativeSampler,
     TypeBasedShardedNegativeSampler,
+    head_probability,
 )
 from besskge_core.philox import Position
-from besskge_core.sharding import Sharding
+from besskge_core.sharding import PartitionedTripleSet, Sharding
 
 N_ENTITY, OFFSETS, N_TRIPLE = 37, np.array([0, 11, 34]), 50
-SAMPLERS = ["random", "flat", "typed", "given", "given flat"]
+SAMPLERS = ["random", "flat", "degree", "typed", "given", "given flat"]
 
 
 def make(kind, sharding, scheme="t", local=False, n_negative=3, seed=0, **options):
@@ -32,6 +35,10 @@ def make(kind, sharding, scheme="t", local=False, n_negative=3, seed=0, **option
         shape = (1 if kind == "given flat" else N_TRIPLE, 8)
         lists = [rng.integers(N_ENTITY, size=shape) for _ in "ht"]
         return TripleBasedShardedNegativeSampler(*lists, sharding, scheme, seed, **options)
+    if kind == "degree":
+        return DegreeWeightedShardedNegativeSampler(
+            np.arange(N_ENTITY), n_negative, sharding, seed, scheme, local
+        )
     return RandomShardedNegativeSampler(
         n_negative, sharding, seed, scheme, local, flat_negative_format=kind == "flat"
     )
@@ -96,7 +103,7 @@ def test_a_draw_is_a_pure_function_of_its_position(sharding, kind):
         assert all((again[name] == first[name]).all() for name in first)
 
 
-@pytest.mark.parametrize("kind", ["random", "flat", "typed"])
+@pytest.mark.parametrize("kind", ["random", "flat", "degree", "typed"])
 def test_other_positions_and_seeds_give_other_negatives(sharding, kind):
     triples = sample(sharding.n_shard)
     draws = [
@@ -106,7 +113,7 @@ def test_other_positions_and_seeds_give_other_negatives(sharding, kind):
     assert all(a != b for i, a in enumerate(draws) for b in draws[:i])
 
 
-@pytest.mark.parametrize("kind", ["random", "flat", "typed"])
+@pytest.mark.parametrize("kind", ["random", "flat", "degree", "typed"])
 def test_calls_without_a_position_differ(sharding, kind):
     sampler, triples = make(kind, sharding), sample(sharding.n_shard)
     first, second = (sampler(triples)["negative_entities"] for _ in range(2))
@@ -138,6 +145,89 @@ def test_random_negatives_are_uniform_over_the_entities_of_a_shard():
         count = np.bincount(rows.ravel(), minlength=sharding.shard_counts[s])
         mean = rows.size / sharding.shard_counts[s]
         assert abs(count - mean).max() < 5 * np.sqrt(mean)
+
+
+# -- by degree ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.75, 1.0])
+def test_an_entity_is_drawn_by_a_power_of_its_degree_within_its_shard(exponent):
+    sharding = Sharding.create(N_ENTITY, 4, seed=4)
+    degree = np.arange(N_ENTITY) ** 2
+    sampler = DegreeWeightedShardedNegativeSampler(
+        degree, 3000, sharding, 0, "t", flat_negative_format=True, exponent=exponent
+    )
+    found = sampler(sample(4))["negative_entities"]
+    for shard, count in enumerate(sharding.shard_counts):
+        weight = np.maximum(degree[sharding.shard_and_idx_to_entity[shard, :count]], 1) ** exponent
+        drawn = np.bincount(found[:, shard].ravel(), minlength=count)
+        share = weight / weight.sum()
+        error = np.sqrt(drawn.sum() * share * (1 - share))
+        assert (np.abs(drawn - drawn.sum() * share) < 5 * error).all()
+
+
+@pytest.mark.parametrize("degree", [np.ones(3), -np.ones(N_ENTITY)])
+def test_every_entity_has_a_degree(degree):
+    sharding = Sharding.create(N_ENTITY, 4, seed=4)
+    with pytest.raises(ConfigError, match="degree has shape .*each of the 37 entities"):
+        DegreeWeightedShardedNegativeSampler(degree, 3, sharding, 0, "t")
+
+
+# -- a side of each triple's own ---------------------------------------------------------------
+
+
+def bernoulli(graph, inverse=False, **options):
+    triple_set = PartitionedTripleSet.create_from_dataset(
+        graph, "train", Sharding.create(graph.n_entity, 4, 0), add_inverse_triples=inverse
+    )
+    return triple_set, BernoulliShardedNegativeSampler(triple_set, 2, seed=0, **options)
+
+
+def test_a_relation_with_many_tails_a_head_gets_its_heads_replaced():
+    one_head = [(0, 0, t) for t in range(1, 9)]  # 8 tails a head: 8 / 9
+    one_tail = [(h, 1, 0) for h in range(1, 5)]  # 4 heads a tail: 1 / 5
+    pairs = [(h, 3, h + 1) for h in range(5)]
+    found = head_probability(np.array(one_head + one_tail + pairs))
+    np.testing.assert_allclose(found, [8 / 9, 1 / 5, 1 / 2, 1 / 2])
+
+
+def test_repeated_triples_do_not_change_a_probability():
+    triples = np.array([(0, 0, 1), (0, 0, 2), (3, 0, 2)])
+    np.testing.assert_array_equal(
+        head_probability(np.concatenate([triples, triples[:1]])), head_probability(triples)
+    )
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_sides_are_drawn_with_the_probability_of_their_relation(graph, inverse):
+    triple_set, sampler = bernoulli(graph, inverse)
+    ids = triple_set.entity_ids()
+    wanted = head_probability(ids)
+    drawn = np.zeros((len(wanted), 2))
+    for step in range(200):
+        places = np.random.default_rng(step).integers(len(ids), size=(2, 4, 4, 3))
+        sides = sampler(places, Position(0, step))["heads_replaced"]
+        assert sides.dtype == bool and sides.shape == places.shape
+        for replaced in (False, True):
+            chosen = ids[places[sides == replaced], 1]
+            drawn[:, int(replaced)] += np.bincount(chosen, minlength=len(wanted))
+    n = drawn.sum(1)
+    assert (np.abs(drawn[:, 1] - n * wanted) < 5 * np.sqrt(n * wanted * (1 - wanted))).all()
+    assert len(np.unique(wanted.round(3))) > 2
+
+
+def test_sides_are_a_pure_function_of_the_position(graph):
+    _, sampler = bernoulli(graph, flat_negative_format=True)
+    places = sample(4)
+    first, second = (sampler(places, Position(1, i))["heads_replaced"] for i in (0, 1))
+    assert (first == sampler(places, Position(1, 0))["heads_replaced"]).all()
+    assert (first != second).any()
+    assert sampler(places)["negative_entities"].shape == (2, 4, 4, 1, 2)
+
+
+def test_other_samplers_know_no_side_of_each_triple(graph):
+    with pytest.raises(ConfigError, match="unknown corruption scheme 'either'"):
+        RandomShardedNegativeSampler(3, Sharding.create(N_ENTITY, 4, 0), 0, "either")
 
 
 def test_lists_of_shards_and_blocks_differ():
