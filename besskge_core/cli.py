@@ -16,7 +16,7 @@ import shutil
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, TypeVar
+from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple, TypeVar
 
 import click
 from rich.console import Console
@@ -28,7 +28,7 @@ from besskge_core import config as configuration
 from besskge_core.catalogue import benchmarks
 from besskge_core.environment import describe, version_of
 from besskge_core.errors import BessError, CheckpointError, ConfigError, DataError, DataWarning
-from besskge_core.evaluation import METRICS, Ranking, rank_triples
+from besskge_core.evaluation import METRICS, Ranking, rank_candidates, rank_triples
 from besskge_core.ops.native import MISSING
 from besskge_core.predict import Predictor
 from besskge_core.report import (
@@ -163,9 +163,13 @@ def _configuration(
     if file is None and run is not None and (run / "config.toml").is_file():
         file = run / "config.toml"
     config = TrainingConfig() if file is None else configuration.load(TrainingConfig, file)
-    if given.get("dataset", config.data.dataset) != config.data.dataset:  # options of another one
+    # Options belong to what they were given with.
+    if given.get("dataset", config.data.dataset) != config.data.dataset:
         data = dataclasses.replace(config.data, dataset_options={})
         config = dataclasses.replace(config, data=data)
+    if given.get("score_function", config.model.score_function) != config.model.score_function:
+        model = dataclasses.replace(config.model, score_options={})
+        config = dataclasses.replace(config, model=model)
     return configuration.replace_flags(config, given)
 
 
@@ -210,15 +214,19 @@ def _stored_metrics(run: Path) -> Dict[str, Dict[str, Dict[str, float]]]:
               default="realistic", show_default=True, help="how ties are broken")  # fmt: skip
 @click.option("--by-relation", is_flag=True, help="a row for each relation")
 @click.option("--raw", is_flag=True, help="do not take out other known answers")
+@click.option("--given", is_flag=True,
+              help="rank among the candidates that the data set gives, as OGB's evaluator does")  # fmt: skip
 @_format
 @_debug
-def evaluate(run: Path, part: str, mode: str, by_relation: bool, raw: bool, form: str) -> None:
+def evaluate(
+    run: Path, part: str, mode: str, by_relation: bool, raw: bool, given: bool, form: str
+) -> None:
     """Rank the triples of a part among all entities, with the best weights of RUN."""
     loaded = load_run(run)
     if part not in loaded.dataset.triples:
         raise ConfigError(f"no part {part!r}; the data set has {list(loaded.dataset.triples)}")
     triples = loaded.dataset.triples[part]
-    ranking = _rank(loaded, triples, raw)
+    ranking = _rank_given(loaded, part) if given else _rank(loaded, triples, raw)
     if by_relation:
         key, rows = "relation", _relation_rows(ranking, loaded, mode)
     else:
@@ -228,7 +236,8 @@ def evaluate(run: Path, part: str, mode: str, by_relation: bool, raw: bool, form
     facts = {
         "part": part,
         "n_triple": len(triples),
-        "filtered": not raw,
+        "filtered": not (raw or given),
+        "candidates": "given" if given else "all entities",
         "mode": mode,
         "weights": loaded.description,
     }
@@ -238,7 +247,8 @@ def evaluate(run: Path, part: str, mode: str, by_relation: bool, raw: bool, form
         columns = [key, *(["n_triple"] if by_relation else []), *METRICS]
         echo_tsv([{key: name, **metrics} for name, metrics in rows.items()], columns)
     else:
-        how = f"{part} ({len(triples):,} triples), {'raw' if raw else 'filtered'}, {mode} ranks"
+        among = "given candidates" if given else "raw" if raw else "filtered"
+        how = f"{part} ({len(triples):,} triples), {among}, {mode} ranks"
         console = make_console()
         console.print(metrics_table(how, key, rows))
         console.print(loaded.description, markup=False)
@@ -253,6 +263,18 @@ def _rank(loaded: LoadedRun, triples: Any, raw: bool) -> Ranking:
         return rank_triples(
             loaded.score_fn, triples, known, progress=lambda n_query: bar.advance(task, n_query)
         )
+
+
+def _rank_given(loaded: LoadedRun, part: str) -> Ranking:
+    dataset = loaded.dataset
+    sides = {"head": dataset.neg_heads or {}, "tail": dataset.neg_tails or {}}
+    candidates = {side: lists[part] for side, lists in sides.items() if part in lists}
+    if not candidates:
+        raise ConfigError(
+            f"the data set gives no candidates for {part!r}, as ogbl-biokg and ogbl-wikikg2 do;"
+            " leave out --given to rank among all entities"
+        )
+    return rank_candidates(loaded.score_fn, dataset.triples[part], candidates)
 
 
 def _relation_rows(ranking: Ranking, loaded: LoadedRun, mode: str) -> Dict[str, Dict[str, float]]:
@@ -369,9 +391,13 @@ def _benchmark_table() -> Table:
     table = Table(title="data sets", title_justify="left")
     for column in ("name", "entities", "relations", "train", "valid", "test", "found"):
         table.add_column(column, justify="left" if column in ("name", "found") else "right")
-    for name, benchmark in sorted(benchmarks.BENCHMARKS.items()):
-        counts = [f"{n:,}" for n in benchmark.counts]
-        table.add_row(name, *counts, Text(_where(benchmark.folder)))
+    published: Dict[str, Tuple[Sequence[Optional[int]], str]] = {
+        name: (b.counts, b.folder) for name, b in benchmarks.BENCHMARKS.items()
+    }
+    published.update({name: (a.counts, a.home) for name, a in benchmarks.ARCHIVES.items()})
+    for name, (counts, folder) in sorted(published.items()):
+        shown = ["" if n is None else f"{n:,}" for n in counts]
+        table.add_row(name, *shown, Text(_where(folder)))
     for name in benchmarks.GENERATORS:
         table.add_row(name, *[""] * 5, "generated, any size")
     return table

@@ -9,7 +9,7 @@ from support import SHARDS, by_entity, make_score
 
 from besskge_core.all_entities import AllEntityScorer
 from besskge_core.errors import ConfigError
-from besskge_core.evaluation import METRICS, Ranking, rank_triples
+from besskge_core.evaluation import METRICS, Ranking, rank_candidates, rank_triples
 from besskge_core.known import KnownTriples
 from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.sharding import Sharding
@@ -294,6 +294,65 @@ def test_tiles_walked_twice_have_the_same_bits(graph):
         for a, b in zip(tiles, tiles):
             assert a.first == b.first and torch.equal(a.scores, b.scores)
         assert torch.cat([tile.scores for tile in tiles], dim=1).shape == (10, 37)
+
+
+# -- given candidates --------------------------------------------------------------------------
+
+
+def ogb_ranks(positive, negative):
+    """OGB's evaluator: the mean of the optimistic and the pessimistic rank."""
+    optimistic = (negative > positive[:, None]).sum(1)
+    pessimistic = (negative >= positive[:, None]).sum(1)
+    return 0.5 * (optimistic + pessimistic) + 1
+
+
+@pytest.mark.parametrize("one_list", [False, True])
+@pytest.mark.parametrize("max_scores", [1, 40, 2**25])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_ranks_among_given_candidates_are_those_of_ogb(graph, inverse, max_scores, one_list):
+    model, triples = integer_model(graph, inverse=inverse), graph.triples["test"]
+    rng, n_list = np.random.default_rng(0), 1 if one_list else len(triples)
+    lists = {side: rng.integers(graph.n_entity, size=(n_list, 9)) for side in ("head", "tail")}
+    found = rank_candidates(model, triples, lists, max_scores)
+    for side, column in (("head", 0), ("tail", 2)):
+        scores = all_scores(model, triples, side)
+        positive = np.take_along_axis(scores, triples[:, [column]], 1)[:, 0]
+        negative = np.take_along_axis(scores, np.broadcast_to(lists[side], (30, 9)), 1)
+        expected = ogb_ranks(positive, negative)
+        assert (expected % 1 == 0.5).any()
+        assert found.ranks(side=side).tolist() == expected.tolist()
+        assert (found.n_candidate[side] == 10).all()
+    both = np.concatenate([found.ranks(side=side) for side in ("head", "tail")])
+    assert found.metrics(names=["mrr"])["mrr"] == pytest.approx((1 / both).mean(), rel=1e-6)
+
+
+def test_a_score_that_is_no_number_is_last_among_given_candidates(graph):
+    model, triples = integer_model(graph), graph.triples["test"]
+    with torch.no_grad():
+        model.relation_embedding.fill_(torch.nan)
+    found = rank_candidates(model, triples, {"tail": np.arange(5)[None]})
+    assert (found.ranks(side="tail") == 6).all()
+
+
+def test_negative_sharing_does_not_pool_given_candidates(graph):
+    lists = {"tail": np.random.default_rng(0).integers(37, size=(30, 4))}
+    ranks = [
+        rank_candidates(integer_model(graph, sharing=x), graph.triples["test"], lists).ranks(
+            side="tail"
+        )
+        for x in (False, True)
+    ]
+    assert (ranks[0] == ranks[1]).all()
+
+
+def test_candidates_of_another_shape_or_graph_are_refused(graph):
+    model, triples = integer_model(graph), graph.triples["test"]
+    with pytest.raises(ConfigError, match=r"'tail' have shape \(7, 3\), expected \(30, K\) or \(1"):
+        rank_candidates(model, triples, {"tail": np.zeros((7, 3), int)})
+    with pytest.raises(ConfigError, match=r"'head' run from 0 to 37, expected .* \[0, 37\)"):
+        rank_candidates(model, triples, {"head": np.array([[0, 37]])})
+    with pytest.raises(ConfigError, match=r"unknown sides \['left'\]"):
+        rank_candidates(model, triples, {"left": np.zeros((1, 3), int)})
 
 
 # -- errors ------------------------------------------------------------------------------------

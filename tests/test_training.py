@@ -28,7 +28,7 @@ from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.training import TrainingConfig, load_run, train
 from besskge_core.training.build import build
 from besskge_core.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint
-from besskge_core.training.config import DataConfig
+from besskge_core.training.config import DataConfig, ModelConfig
 from besskge_core.training.schedule import SCHEDULES, factor
 from besskge_core.training.trainer import Trainer
 
@@ -82,14 +82,77 @@ def test_every_number_of_shards_trains_with_either_scheme(tmp_path, n_shard, sch
     assert result.metrics["test"]["mrr"] > 0.02  # chance is 0.01
 
 
+SCORE_OPTIONS = {"conve": {"embedding_height": 2, "embedding_width": 4}}
+
+
 @pytest.mark.parametrize("score_function", sorted(SCORE_FUNCTIONS))
+def test_every_score_function_trains(tmp_path, score_function):
+    config = small(init_scale=None, lr=0.05, regularization=0.01)
+    model = replace(
+        config.model, score_function=score_function,
+        score_options=SCORE_OPTIONS.get(score_function, {}),
+    )  # fmt: skip
+    train(replace(config, model=model), tmp_path / "run")
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize("score_function", ["transe", "complex"])
 @pytest.mark.parametrize("loss", sorted(LOSSES))
-def test_every_score_function_trains_with_every_loss(tmp_path, score_function, loss):
+def test_every_loss_trains(tmp_path, score_function, loss):
     config = small(
         score_function=score_function, loss=loss, init_scale=None, lr=0.05, regularization=0.01
     )
     train(config, tmp_path / "run")
     assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize(
+    "score_function, options, message",
+    [
+        ("conve", {}, "conve needs score_options: embedding_height=..., embedding_width=..."),
+        ("triplere", {"v": 1.0}, r"\['v'\], which triplere does not take; it takes.*'u'"),
+        ("transe", {"embedding_size": 3}, r"\['embedding_size'\], which transe does not take"),
+    ],
+)
+def test_a_score_function_gets_the_options_that_it_takes(score_function, options, message):
+    model = ModelConfig(score_function=score_function, score_options=options)
+    with pytest.raises(ConfigError, match=message):
+        TrainingConfig(model=model)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        dict(corruption="either"),
+        dict(corruption="either", inverse_relations=False, scheme="embedding"),
+        dict(negatives="degree", degree_exponent=0.5),
+        dict(negatives="typed", shared_negatives=False, inverse_relations=False),
+        dict(filter_negatives=True),
+        dict(replicate_hubs=20),
+        dict(replicate_hubs=20, scheme="embedding", corruption="ht", filter_negatives=True),
+    ],
+    ids=lambda flags: " ".join(flags),
+)
+def test_every_way_of_choosing_negatives_and_buckets_trains(tmp_path, flags):
+    config = small(**flags)
+    if flags.get("negatives") == "typed":
+        config = replace(config, data=DataConfig("family", {"n_person": 128, "types": True}))
+    train(config, tmp_path / "run")
+    assert losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (dict(corruption="either", negatives="degree"), "draws uniform negatives, got .*'degree'"),
+        (dict(negatives="typed"), "give shared_negatives = false"),
+        (dict(augment_negative=True, scheme="embedding", corruption="either"), "got 'either'"),
+        (dict(replicate_hubs=-1), "replicate_hubs must be at least 0, got -1"),
+    ],
+)
+def test_negatives_that_cannot_be_drawn_so_are_refused(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        small(**flags)
 
 
 @pytest.mark.parametrize("optimizer", sorted(OPTIMIZERS))

@@ -6,6 +6,7 @@ import functools
 import inspect
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,12 +18,25 @@ from besskge_core.batch_sampler import (
 from besskge_core.bess import BessKGE, EmbeddingMovingBessKGE, ScoreMovingBessKGE
 from besskge_core.dataset import KGDataset
 from besskge_core.embedding import Initializer, init_KGE_normal, init_KGE_uniform
+from besskge_core.errors import ConfigError
+from besskge_core.known import KnownTriples
 from besskge_core.loss import LOSSES
-from besskge_core.negative_sampler import RandomShardedNegativeSampler
+from besskge_core.negative_sampler import (
+    BernoulliShardedNegativeSampler,
+    DegreeWeightedShardedNegativeSampler,
+    RandomShardedNegativeSampler,
+    ShardedNegativeSampler,
+    TypeBasedShardedNegativeSampler,
+)
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.regularizer import REGULARIZERS, Regularizer
 from besskge_core.scoring import SCORE_FUNCTIONS, BaseScoreFunction
-from besskge_core.sharding import PartitionedTripleSet, Sharding
+from besskge_core.sharding import (
+    PartitionedTripleSet,
+    Sharding,
+    entity_degree,
+    most_frequent_entities,
+)
 from besskge_core.training.config import TrainingConfig
 
 
@@ -44,13 +58,7 @@ def build(config: TrainingConfig, dataset: KGDataset) -> Parts:
         score_fn.sharding,
         add_inverse_triples=config.model.inverse_relations,
     )
-    negatives = RandomShardedNegativeSampler(
-        _negatives_per_pair(config),
-        score_fn.sharding,
-        seed,
-        batch.corruption,
-        flat_negative_format=batch.shared_negatives,
-    )
+    negatives = _build_negative_sampler(config, dataset, triples)
     make_sampler = (
         RigidShardedBatchSampler if batch.sampler == "rigid" else RandomShardedBatchSampler
     )
@@ -79,7 +87,10 @@ def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScor
         dataset.n_entity,
         config.batch.n_shard,
         config.run.seed,
-        None if offsets is None else list(offsets.values()),  # type: ignore[arg-type]
+        None if offsets is None else np.array(list(offsets.values())),
+        most_frequent_entities(
+            dataset.triples["train"], dataset.n_entity, config.batch.replicate_hubs
+        ),
     )
     scaled = {
         f"{table}_initializer": _scaled(
@@ -96,6 +107,7 @@ def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScor
         embedding_size=config.model.dim,
         inverse_relations=config.model.inverse_relations,
         **scaled,
+        **config.model.score_options,
     )
     return score_fn
 
@@ -110,6 +122,39 @@ def build_loss(config: TrainingConfig, n_entity: int, loss_scale: float) -> Any:
         negative_adversarial_scale=loss.adversarial_scale,
         n_entity=n_entity,
         loss_scale=loss_scale,
+    )
+
+
+def _build_negative_sampler(
+    config: TrainingConfig, dataset: KGDataset, triples: PartitionedTripleSet
+) -> ShardedNegativeSampler:
+    batch, sharding, seed = config.batch, triples.sharding, config.run.seed
+    n_negative, flat = _negatives_per_pair(config), batch.shared_negatives
+    known = None
+    if batch.filter_negatives:
+        sizes = dataset.n_entity, dataset.n_relation_type
+        known = KnownTriples([dataset.triples["train"]], *sizes)
+    if batch.corruption == "either":
+        return BernoulliShardedNegativeSampler(
+            triples, n_negative, seed, flat_negative_format=flat, known=known
+        )
+    if batch.negatives == "typed":
+        if triples.types is None:
+            raise ConfigError(
+                f"negatives 'typed' need entity types, which {config.data.dataset} has not; see"
+                " dataset_options.types"
+            )
+        return TypeBasedShardedNegativeSampler(
+            triples.types, n_negative, sharding, batch.corruption, False, seed, known
+        )
+    if batch.negatives == "degree":
+        degree = entity_degree(dataset.triples["train"], dataset.n_entity)
+        return DegreeWeightedShardedNegativeSampler(
+            degree, n_negative, sharding, seed, batch.corruption, False, flat, known,
+            batch.degree_exponent,
+        )  # fmt: skip
+    return RandomShardedNegativeSampler(
+        n_negative, sharding, seed, batch.corruption, False, flat, known
     )
 
 

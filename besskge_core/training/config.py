@@ -8,6 +8,7 @@ belong together are checked when the dataclass is made.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
 
@@ -18,6 +19,12 @@ from besskge_core.registry import Registry
 from besskge_core.regularizer import REGULARIZERS
 from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.training.schedule import SCHEDULES
+
+#: Arguments of a score function that other settings, or the graph, decide.
+GIVEN = {
+    "negative_sample_sharing", "scoring_norm", "sharding", "n_relation_type", "embedding_size",
+    "inverse_relations", "entity_initializer", "relation_initializer",
+}  # fmt: skip
 
 
 def option(default: Any, help: str, **choice: Any) -> Any:
@@ -45,6 +52,10 @@ class ModelConfig:
     inverse_relations: bool = option(
         True, "learn each relation in both directions, and answer (?, r, t) by the inverse of r"
     )
+    score_options: Dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "further arguments of the score function, such as embedding_height=8"},
+    )
     init_scale: Optional[float] = option(
         None, "standard deviation of initial embeddings; default: the score function's own"
     )
@@ -59,9 +70,20 @@ class BatchConfig:
     batch_size: int = option(512, "positives of a step, over all shards")
     n_negative: int = option(4096, "negatives that each positive is scored against")
     corruption: str = option(
-        "t", "sides that negatives replace: h, t, or ht (half the batch each)",
-        choices=("h", "t", "ht"),
+        "t", "sides that negatives replace: h, t, ht (half the batch each), or either (drawn for"
+        " each triple by the statistics of its relation)",
+        choices=("h", "t", "ht", "either"),
     )  # fmt: skip
+    negatives: str = option(
+        "uniform", "how negatives are drawn: uniform, degree (by a power of their frequency), or"
+        " typed (of the type of the entity that they replace)",
+        choices=("uniform", "degree", "typed"),
+    )  # fmt: skip
+    degree_exponent: float = option(0.75, "the power of the frequency, for degree")
+    filter_negatives: bool = option(False, "leave true training triples out of the negatives")
+    replicate_hubs: int = option(
+        0, "most frequent entities that all shards know, so that their triples fill shard pairs up"
+    )
     shared_negatives: bool = option(True, "one list of negatives for all positives of a shard")
     augment_negative: bool = option(False, "also use the other positives of a shard as negatives")
     sampler: str = option(
@@ -144,8 +166,39 @@ class TrainingConfig:
         _at_least(0, seed=self.run.seed, checkpoint_seconds=self.run.checkpoint_seconds)
         if not 0.0 <= self.optimizer.warmup <= 1.0:
             raise ConfigError(f"warmup is a share of the run, got {self.optimizer.warmup}")
-        if self.batch.augment_negative and self.batch.scheme == "score":
+        _at_least(0, replicate_hubs=self.batch.replicate_hubs)
+        _check_score_options(self.model)
+        self._check_negatives()
+
+    def _check_negatives(self) -> None:
+        batch = self.batch
+        if batch.augment_negative and batch.scheme == "score":
             raise ConfigError("augment_negative needs scheme 'embedding', got 'score'")
+        if batch.augment_negative and batch.corruption == "either":
+            raise ConfigError("augment_negative needs corruption 'h', 't' or 'ht', got 'either'")
+        if batch.corruption == "either" and batch.negatives != "uniform":
+            raise ConfigError(
+                f"corruption 'either' draws uniform negatives, got negatives {batch.negatives!r}"
+            )
+        if batch.negatives == "typed" and batch.shared_negatives:
+            raise ConfigError(
+                "negatives 'typed' belong to their triples: give shared_negatives = false"
+            )
+
+
+def _check_score_options(model: ModelConfig) -> None:
+    """Further arguments of the score function: those that it must have, and no others."""
+    name, options = model.score_function, model.score_options
+    parameters = inspect.signature(SCORE_FUNCTIONS[name]).parameters
+    own = {k: v for k, v in parameters.items() if k not in GIVEN}
+    unknown = sorted(set(options) - set(own))
+    if unknown:
+        raise ConfigError(
+            f"score_options has {unknown}, which {name} does not take; it takes {sorted(own)}"
+        )
+    missing = [k for k, v in own.items() if v.default is v.empty and k not in options]
+    if missing:
+        raise ConfigError(f"{name} needs score_options: {', '.join(f'{k}=...' for k in missing)}")
 
 
 def _check_choices(section: Any) -> None:
