@@ -171,7 +171,9 @@ def rank_candidates(
     """
     _check(score_fn, triples, list(candidates))
     counts = {
-        side: _among(score_fn, np.asarray(triples, np.int64), side, np.asarray(ids), max_scores)
+        side: _among(
+            score_fn, np.asarray(triples, np.int64), side, np.ascontiguousarray(ids), max_scores
+        )
         for side, ids in candidates.items()
     }
     better, equal, n_candidate = ({s: c[i] for s, c in counts.items()} for i in range(3))

@@ -18,8 +18,9 @@ import pytest
 from click.testing import CliRunner
 
 from besskge_core import config as configuration
+from besskge_core.catalogue import load_dataset
 from besskge_core.cli import cli
-from besskge_core.evaluation import METRICS, rank_triples
+from besskge_core.evaluation import METRICS, rank_candidates, rank_triples
 from besskge_core.predict import Predictor
 from besskge_core.training import TrainingConfig, load_run
 
@@ -234,6 +235,36 @@ def test_evaluation_as_a_table_and_as_tsv(trained):
     assert "relation" in run("evaluate", trained, "--by-relation", "--raw")
     rows = run("evaluate", trained, "--format", "tsv").splitlines()
     assert [row.split("\t")[0] for row in rows] == ["side", "both", "head", "tail"]
+
+
+def test_evaluation_among_given_candidates_is_that_of_the_library(tmp_path):
+    graph = load_dataset("family", n_person=64)
+    n = len(graph.triples["test"])
+    lists = np.random.default_rng(0).integers(graph.n_entity, size=(n, 5))
+    graph.neg_heads, graph.neg_tails = {"test": lists}, {"test": lists[:, ::-1]}
+    graph.save(tmp_path / "graph.npz")
+    run("train", *SMALL[2:], "--dataset", tmp_path / "graph.npz", "--epochs", 1,
+        "--out", tmp_path / "run")  # fmt: skip
+    found = json.loads(run("evaluate", tmp_path / "run", "--given", "--format", "json"))
+    loaded = load_run(tmp_path / "run")
+    expected = rank_candidates(
+        loaded.score_fn, loaded.dataset.triples["test"], {"head": lists, "tail": lists[:, ::-1]}
+    )
+    assert found["side"]["both"]["mrr"] == pytest.approx(expected.metrics()["mrr"])
+    assert found["candidates"] == "given" and not found["filtered"]
+    assert "given candidates, realistic ranks" in run("evaluate", tmp_path / "run", "--given")
+    text = run("evaluate", tmp_path / "run", "--given", "--part", "valid", expect=2)
+    assert "gives no candidates for 'valid'" in text
+
+
+def test_options_of_a_score_function_are_given_by_name(tmp_path):
+    folder = tmp_path / "run"
+    run("train", *SMALL, "--epochs", 1, "--out", folder, "--score-function", "triplere",
+        "--score-options", "u=0.5")  # fmt: skip
+    assert load_run(folder).score_fn.formula.u == 0.5
+    run("train", *SMALL, "--config", folder / "config.toml", "--epochs", 0, "--out",
+        tmp_path / "other", "--score-function", "transe")  # fmt: skip
+    assert load_run(tmp_path / "other").config.model.score_options == {}
 
 
 @pytest.mark.parametrize(
