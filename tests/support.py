@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
+import pytest
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -18,6 +19,20 @@ from besskge_core.scoring import SCORE_FUNCTIONS, BaseScoreFunction
 from besskge_core.sharding import Sharding
 
 SHARDS = (1, 2, 4, 7)
+
+
+def _multiplies_halves() -> bool:
+    try:
+        torch.zeros(1, 1, 1, dtype=torch.float16).bmm(torch.zeros(1, 1, 1, dtype=torch.float16))
+    except RuntimeError:
+        return False
+    return True
+
+
+#: For tests in float16, which torch 2.0 does not multiply on the CPU.
+needs_half = pytest.mark.skipif(
+    not _multiplies_halves(), reason="this torch has no float16 products on the CPU"
+)
 
 
 def random_triples(n_entity: int, n_relation: int, n: int, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support import SHARDS, by_entity, make_score
+from support import SHARDS, by_entity, make_score, needs_half
 from torch.testing import assert_close
 
 import besskge_core.pipeline as pipeline_module
@@ -172,6 +172,7 @@ def test_a_reduced_metric_is_the_sum_over_all_queries(graph, scheme):
     assert "ranks" not in summed and each["metrics"]["mrr"].shape == (30,)
 
 
+@needs_half
 def test_half_precision_ranks_are_exact(graph, scheme):
     def large(table):
         return table.copy_(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from support import SHARDS, Shards, by_entity, make_score
+from support import SHARDS, Shards, by_entity, make_score, needs_half
 from torch.testing import assert_close
 
 from besskge_core.batch_sampler import RigidShardedBatchSampler
@@ -149,6 +149,7 @@ def test_padding_never_gets_into_the_best_whatever_the_scale(graph, scheme, scal
     assert torch.equal(out["topk_global_id"], direct(model, batch, triple_set, None)[0])
 
 
+@needs_half
 def test_large_scores_in_half_precision_stay_in_order(graph, scheme):
     # Beyond the -50000 that upstream adds in the place of a mask.
     def large(table):
