@@ -347,9 +347,12 @@ def test_a_triple_without_any_negative_still_has_a_finite_loss_and_gradient(grap
 # -- augmentation ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("n_hub", [0, 5])
 @pytest.mark.parametrize("form", ["flat", "per triple", "shared", "given"])
-def test_augmentation_adds_the_other_positives_of_the_shard(graph, scheme, form):
-    model, batch = step(graph, EmbeddingMovingBessKGE, scheme, form, augment_negative=True)
+def test_augmentation_adds_the_other_positives_of_the_shard(graph, scheme, form, n_hub):
+    model, batch = step(
+        graph, EmbeddingMovingBessKGE, scheme, form, augment_negative=True, n_hub=n_hub
+    )
     scores = model(**batch)["negative_score"]
     _, sampled = expected_scores(model, batch)
     found = global_batch(batch, model)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from besskge_core.bess.filtering import known_candidates, pad_pairs, without
+from besskge_core.bess.filtering import known_candidates, pad_pairs
 from besskge_core.bess.layout import MicroBatch, Scored, Side, of_side, sides_of
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
@@ -115,8 +115,8 @@ class BessKGE(nn.Module, abc.ABC):
                 augmentation.
             triple_weight: (L, B) or (L,), weights of the positives in the loss.
             negative_mask: bool (L, A, S, N), False excludes a negative (from peer s).
-            negative_filter: (L, K, 2), positives and their negatives of [0, C) to exclude, such as
-                :meth:`filter_negatives` gives; -1 is no entry.
+            negative_filter: (L, K, 2), positives and their negatives of [0, C) to exclude, each
+                pair once, such as :meth:`filter_negatives` gives; -1 is no entry.
             heads_replaced: bool (L, S, P), the side of each triple, for the scheme "either".
             hub: (L, H), rows of the hubs that live here; rows of `head` and `tail` from E on then
                 count all hubs, those of the first shard first.
@@ -150,8 +150,8 @@ class BessKGE(nn.Module, abc.ABC):
             scored = self._exclude(scored, negative_mask, head.shape[-1])
         if negative_filter is None and self.negative_sampler.known is not None:
             found = {"head": head, "relation": relation, "tail": tail, "negative": negative}
-            given = {"heads_replaced": heads_replaced, "negative_mask": negative_mask}
-            found.update({name: x for name, x in given.items() if x is not None})
+            if heads_replaced is not None:
+                found["heads_replaced"] = heads_replaced
             negative_filter = self.filter_negatives(found)
         if negative_filter is not None:
             scored = _exclude_pairs(scored, negative_filter)
@@ -220,7 +220,7 @@ class BessKGE(nn.Module, abc.ABC):
         triples = np.stack(columns, axis=-1).reshape(sharding.n_shard, -1, 3)
         ids = sharding.entity_of(shard[..., None], batch["negative"].cpu().numpy())
         candidates = self.columns(torch.from_numpy(ids), n_positive).numpy()
-        replaced, mask = batch.get("heads_replaced"), batch.get("negative_mask")
+        replaced = batch.get("heads_replaced")
         if replaced is None:
             of_triple = np.zeros(n_positive, dtype=bool)
             for side in self._sides(n_positive):
@@ -228,16 +228,10 @@ class BessKGE(nn.Module, abc.ABC):
             heads = np.tile(of_triple, (sharding.n_shard, sharding.n_shard))
         else:
             heads = replaced.cpu().numpy().reshape(sharding.n_shard, -1)
-        counted = None if mask is None else self._in_columns(mask.cpu(), n_positive).numpy()
-        return pad_pairs(
-            [
-                without(
-                    known_candidates(known, triples[i], heads[i], candidates[i]),
-                    None if counted is None else counted[i],
-                )
-                for i in range(sharding.n_shard)
-            ]
-        ).to(batch["head"].device)
+        pairs = [
+            known_candidates(known, *of_shard) for of_shard in zip(triples, heads, candidates)
+        ]
+        return pad_pairs(pairs).to(batch["head"].device)
 
     def _score(self, batch: MicroBatch) -> Scored:
         positive, scores = self.score_batch(batch.head, batch.relation, batch.tail, batch.negative)

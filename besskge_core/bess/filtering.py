@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
+from typing import List, Tuple
 
 import numpy as np
 import torch
@@ -69,14 +69,3 @@ def _answers(
         found.append((places[query], answer))
     query, answer = (np.concatenate(column) for column in zip(*found))
     return query, answer
-
-
-def without(
-    pairs: Tuple[NDArray[np.int64], NDArray[np.int64]], mask: Optional[NDArray[np.bool_]]
-) -> Tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Leave out the pairs whose negatives bool (1 or B, C) are excluded anyway."""
-    if mask is None:
-        return pairs
-    query, column = pairs
-    kept = mask[query if len(mask) > 1 else np.zeros_like(query), column]
-    return query[kept], column[kept]
