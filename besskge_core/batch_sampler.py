@@ -97,6 +97,7 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         self.shard_bs = self.positive_per_partition * buckets_per_shard
         #: triples that a step takes from each bucket
         self.partition_sample_size = batches_per_step * drawn
+        self.hrt_freq_weighting = hrt_freq_weighting
         self._frequency_weight: Optional[NDArray[np.float64]] = None
         if hrt_freq_weighting:
             self._frequency_weight = frequency_weight(partitioned_triple_set, weight_smoothing)
@@ -144,11 +145,14 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
             if not 0 <= index < self.n_step:
                 raise IndexError(f"step {index} of an epoch of {self.n_step}")
             return self.batch(Position(self.epoch, int(index)))
-        places = np.asarray(index, dtype=np.int64)
+        return self._at_places(np.asarray(index, dtype=np.int64))
+
+    def _at_places(self, places: NDArray[np.int64]) -> Batch:
+        """The batch of a list of places within each bucket."""
         triples, kept = self._at(np.broadcast_to(places, (self.n_bucket, len(places))))
         return self._assemble(Position(self.epoch, int(places[0])), triples, kept, None)
 
-    def get_dataloader_sampler(self, shuffle: bool) -> Sampler[Draw]:
+    def get_dataloader_sampler(self, shuffle: bool = True) -> Sampler[Draw]:
         """What to index this sampler with: the steps of an epoch, of the next one each time."""
         return _Steps(self, shuffle)
 
@@ -183,6 +187,13 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
     def worker_init_fn(worker_id: int) -> None:
         """Nothing: there is no generator whose state workers would share."""
 
+    # What upstream BESS-KGE's samplers are asked for; all of it belongs to the triple set.
+    triples = property(lambda self: self.triple_set.triples)
+    triple_counts = property(lambda self: self.triple_set.triple_counts)
+    triple_offsets = property(lambda self: self.triple_set.triple_offsets)
+    triple_partition_mode = property(lambda self: self.triple_set.partition_mode)
+    dummy = property(lambda self: self.triple_set.dummy)
+
     @property
     def n_bucket(self) -> int:
         """Buckets of all shards."""
@@ -211,7 +222,7 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         weight: Optional[NDArray[np.float64]],
     ) -> Batch:
         sample_idx = self._by_micro_batch(triples)
-        found = dict(self.negative_sampler(sample_idx, position))
+        found = dict(self.negative_sampler.draw(sample_idx, position))
         rows = self.triple_set.triples[sample_idx]
         columns: Dict[str, NDArray[Any]] = {
             "head": rows[..., 0],
@@ -229,7 +240,7 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
             columns["hub"] = np.stack([hub_rows] * self.batches_per_step)
         if kept is not None:
             columns["triple_mask"] = self._by_micro_batch(kept)
-        weights = self._weights(sample_idx, weight)
+        weights = self._weights(sample_idx, weight, kept)
         if weights is not None:
             columns["triple_weight"] = weights
         if self.return_triple_idx:
@@ -244,12 +255,23 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         return np.concatenate([split, split], axis=-1) if self.duplicate_batch else split
 
     def _weights(
-        self, sample_idx: NDArray[np.integer], weight: Optional[NDArray[np.float64]]
+        self,
+        sample_idx: NDArray[np.integer],
+        weight: Optional[NDArray[np.float64]],
+        kept: Optional[NDArray[np.bool_]],
     ) -> Optional[NDArray[np.float32]]:
-        """float32 (M, S, B), or None when every triple weighs one."""
-        if weight is None and self._frequency_weight is None:
+        """float32 (M, S, B), or None when every triple weighs one.
+
+        Padding of shard pairs weighs nothing, so that it is not trained on though callers drop the
+        mask, as those of upstream BESS-KGE do.
+        """
+        if not self.paired:
+            kept = None
+        if weight is None and self._frequency_weight is None and kept is None:
             return None
         weights = np.ones(sample_idx.shape)
+        if kept is not None:
+            weights = weights * self._by_micro_batch(kept)
         if weight is not None:
             weights = weights * self._by_micro_batch(weight)
         if self._frequency_weight is not None:
@@ -332,6 +354,12 @@ class RandomShardedBatchSampler(ShardedBatchSampler):
     @property
     def epoch_size(self) -> int:
         return self.n_step * self.partition_sample_size * self.n_bucket
+
+    def _at_places(self, places: NDArray[np.int64]) -> Batch:
+        """A list of one number is a step; other lists are places within each bucket."""
+        if len(places) == 1:
+            return self[int(places[0])]
+        return super()._at_places(places)
 
     @property
     def n_step(self) -> int:

@@ -226,10 +226,10 @@ class KGDataset:
         """OpenBioLink2020, directed and of high quality, in ``root/HQ_DIR``, with entity types."""
         return cls(**archives.load("openbiolink", os.fspath(root)))
 
-    def save(self, path: Path) -> None:
+    def save(self, out_file: Path) -> None:
         """Write everything to one file, which replaces an older one only when it is complete."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        storage.write(os.fspath(path), fields)
+        storage.write(os.fspath(out_file), fields)
 
     @classmethod
     def load(cls, path: Path) -> KGDataset:

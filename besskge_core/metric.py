@@ -15,6 +15,7 @@ Axes:
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Callable, Dict, List, Optional, Sequence
 
@@ -26,17 +27,23 @@ from besskge_core.shapes import match_shapes
 
 MODES = ("optimistic", "pessimistic", "average", "realistic")
 
-Metric = Callable[[Tensor], Tensor]
+
+class BaseMetric(abc.ABC):
+    """A number for each prediction rank."""
+
+    @abc.abstractmethod
+    def __call__(self, prediction_rank: Tensor) -> Tensor:
+        """prediction_rank (B,), from 1, perhaps infinite -> (B,)."""
 
 
-class ReciprocalRank:
+class ReciprocalRank(BaseMetric):
     """1 / rank; its mean is the MRR."""
 
     def __call__(self, prediction_rank: Tensor) -> Tensor:
         return prediction_rank.float().reciprocal()
 
 
-class HitsAtK:
+class HitsAtK(BaseMetric):
     """1 where rank <= k, else 0.
 
     Args:
@@ -52,20 +59,20 @@ class HitsAtK:
         return (prediction_rank <= self.k).float()
 
 
-#: Metrics by name, but for "hits@k", which is made for any k.
-METRICS_DICT: Dict[str, Callable[[], Metric]] = {"mrr": ReciprocalRank}
+#: Metrics by name; "hits@k" stands for any k, as in "hits@10".
+METRICS_DICT: Dict[str, Callable[..., BaseMetric]] = {"mrr": ReciprocalRank, "hits@k": HitsAtK}
 
 
-def make_metric(name: str) -> Metric:
+def make_metric(name: str) -> BaseMetric:
     """The metric of this name: "mrr" or "hits@k" with a number for k.
 
     Raises:
         ConfigError: unknown name.
     """
-    if name in METRICS_DICT:
-        return METRICS_DICT[name]()
     if name.startswith("hits@") and name[5:].isdigit():
-        return HitsAtK(int(name[5:]))
+        return METRICS_DICT["hits@k"](int(name[5:]))
+    if name in METRICS_DICT and name != "hits@k":
+        return METRICS_DICT[name]()
     raise ConfigError(f"unknown metric {name!r}; expected 'mrr' or 'hits@k' such as 'hits@10'")
 
 
@@ -85,7 +92,7 @@ class Evaluation:
     """Ranks and metrics of micro-batches.
 
     Args:
-        metric_list: names for :func:`make_metric`.
+        metric_list: names for :func:`make_metric`; they keep this order, but "mrr" comes last.
         mode: how ties are broken, see the module.
         worst_rank_infty: a rank behind all candidates counts as infinite; unless the mode is
             optimistic, ties are behind.
@@ -108,7 +115,7 @@ class Evaluation:
             raise ConfigError(f"unknown mode {mode!r}; expected one of {MODES}")
         if reduction not in ("none", "sum"):
             raise ConfigError(f"unknown reduction {reduction!r}; expected 'none' or 'sum'")
-        ordered: List[str] = sorted(metric_list, key=lambda name: (name == "mrr", name))
+        ordered: List[str] = sorted(metric_list, key=lambda name: name == "mrr")
         self.metrics = {name: make_metric(name) for name in ordered}
         self.mode, self.worst_rank_infty = mode, worst_rank_infty
         self.reduction, self.return_ranks = reduction, return_ranks
@@ -159,10 +166,10 @@ class Evaluation:
         return torch.where(found, place, missing).amin(-1)
 
     def dict_metrics_from_ranks(
-        self, prediction_rank: Tensor, triple_mask: Optional[Tensor] = None
+        self, batch_rank: Tensor, triple_mask: Optional[Tensor] = None
     ) -> Dict[str, Tensor]:
         """Each metric, (B,) or its sum (); 0 where the mask is False."""
-        values = {name: metric(prediction_rank) for name, metric in self.metrics.items()}
+        values = {name: metric(batch_rank) for name, metric in self.metrics.items()}
         if triple_mask is not None:
             values = {name: x * triple_mask.flatten() for name, x in values.items()}
         if self.reduction == "sum":
@@ -170,10 +177,10 @@ class Evaluation:
         return values
 
     def stacked_metrics_from_ranks(
-        self, prediction_rank: Tensor, triple_mask: Optional[Tensor] = None
+        self, batch_rank: Tensor, triple_mask: Optional[Tensor] = None
     ) -> Tensor:
         """(1, n_metric, B) or (1, n_metric), in the order of :attr:`metrics`."""
-        values = self.dict_metrics_from_ranks(prediction_rank, triple_mask)
+        values = self.dict_metrics_from_ranks(batch_rank, triple_mask)
         return torch.stack(list(values.values())).unsqueeze(0)
 
     def report(

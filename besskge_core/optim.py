@@ -158,13 +158,28 @@ def _zeros_like(parameter: Tensor, per_row: bool = False, fill: float = 0.0) -> 
 
 @OPTIMIZERS.register("sgd")
 class SGD(RowOptimizer):
-    """w -= lr g."""
+    """w -= lr g; with momentum b <- momentum b + g, w -= lr b, b moving when its row is touched.
 
-    def __init__(self, params: Iterable[Any], lr: float = 1e-2, weight_decay: float = 0.0) -> None:
-        super().__init__(params, lr, weight_decay)
+    Args:
+        params, lr, weight_decay: see the base class.
+        momentum: see the formula.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
+        if not 0.0 <= momentum < 1.0:
+            raise ConfigError(f"momentum must be in [0, 1), got {momentum}")
+        super().__init__(params, lr, weight_decay, momentum=momentum)
 
     def init_state(self, parameter: Tensor, group: Mapping[str, float]) -> Dict[str, Tensor]:
-        return {}
+        if not group["momentum"]:
+            return {}
+        return {"momentum": _zeros_like(parameter)}
 
     def update(
         self,
@@ -174,6 +189,8 @@ class SGD(RowOptimizer):
         step: int,
         group: Mapping[str, float],
     ) -> None:
+        if group["momentum"]:
+            grad = state["momentum"].mul_(group["momentum"]).add_(grad)
         weight.add_(grad, alpha=-group["lr"])
 
 

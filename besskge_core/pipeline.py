@@ -77,9 +77,9 @@ class AllScoresPipeline(nn.Module):
             )
         if use_ipu_model:
             raise ConfigError("use_ipu_model is not supported: leave it out to run on the CPU")
-        self.bess_module = AllScoresBESS(
-            PlaceholderNegativeSampler(corruption_scheme), score_fn, window_size
-        )
+        self.candidate_sampler = PlaceholderNegativeSampler(corruption_scheme)
+        self.bess_module = AllScoresBESS(self.candidate_sampler, score_fn, window_size)
+        self.corruption_scheme, self.window_size = corruption_scheme, window_size
         triple_set = batch_sampler.triple_set
         wanted = "t_shard" if corruption_scheme == "h" else "h_shard"
         if triple_set.partition_mode != wanted:
@@ -99,6 +99,7 @@ class AllScoresPipeline(nn.Module):
         self.return_scores, self.return_topk, self.k = return_scores, return_topk, k
         self._known = _known(filter_triples, score_fn)
         self._allowed = _allowed(candidate_ents, score_fn)
+        self._check_sharding()
         self._entity_of_row = torch.from_numpy(score_fn.sharding.shard_and_idx_to_entity.ravel())
 
     def forward(self) -> Dict[str, Any]:
@@ -110,6 +111,7 @@ class AllScoresPipeline(nn.Module):
             the partitioned triple set, if the sampler gives them. "metrics", name to (Q,) or its
             sum () as the evaluation says, "metrics_avg", name to mean, and "ranks" (Q,).
         """
+        self._check_sharding()
         parts: Dict[str, List[Tensor]] = {}
         with evaluating(self.score_fn):
             for step in range(self.batch_sampler.n_step):
@@ -124,6 +126,18 @@ class AllScoresPipeline(nn.Module):
             out["metrics"] = self.evaluation.dict_metrics_from_ranks(ranks)
             out["metrics_avg"] = {name: x.sum() / len(ranks) for name, x in out["metrics"].items()}
         return out
+
+    def _check_sharding(self) -> None:
+        """Rows of the queries must be those of the model."""
+        own, queries = self.score_fn.sharding, self.batch_sampler.triple_set.sharding
+        same = own is queries or np.array_equal(
+            own.shard_and_idx_to_entity, queries.shard_and_idx_to_entity
+        )
+        if not same:
+            raise ConfigError(
+                "the queries were partitioned for another sharding than the model has; partition"
+                " them again, with score_fn.sharding, and make the pipeline anew"
+            )
 
     def _answer(self, batch: Batch) -> Dict[str, Tensor]:
         """What is asked for, of one micro-batch (S, P): Q <= S * P."""

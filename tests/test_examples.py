@@ -14,13 +14,27 @@ from besskge_core.training import TrainingConfig
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def test_the_first_page_to_read_runs_and_learns(capsys):
-    spec = importlib.util.spec_from_file_location("train_example", EXAMPLES / "train.py")
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.main(epochs=8, n_person=128) > 0.3  # chance is 0.04
+    return module
+
+
+def test_the_first_page_to_read_runs_and_learns(capsys):
+    assert load_example("train").main(epochs=8, n_person=128) > 0.3  # chance is 0.04
     assert "epoch 8  loss" in capsys.readouterr().out
+
+
+def test_a_program_in_upstreams_manner_runs_and_learns(capsys):
+    mrr = load_example("besskge_style").main(
+        epochs=12, n_person=128, embedding_size=16, shard_bs=32, seed=0
+    )
+    assert mrr["after"] > 3 * mrr["before"] > 0
+    out = capsys.readouterr().out
+    assert "epoch 12  loss" in out and "valid, given negatives: hits@1" in out
+    assert out.count(" parent_of: ") > 0 and "one more epoch  loss" in out
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("configs/*.toml")), ids=lambda p: p.stem)

@@ -119,8 +119,8 @@ def test_metrics_are_their_formulas():
 def test_metrics_come_hits_first_then_mrr():
     evaluation = Evaluation(["mrr", "hits@3", "hits@1"])
     stacked = evaluation.stacked_metrics_from_ranks(torch.tensor([1.0, 2.0]))
-    assert list(evaluation.metrics) == ["hits@1", "hits@3", "mrr"]
-    assert stacked.tolist() == [[[1, 0], [1, 1], [1, 0.5]]]
+    assert list(evaluation.metrics) == ["hits@3", "hits@1", "mrr"]
+    assert stacked.tolist() == [[[1, 1], [1, 0], [1, 0.5]]]
 
 
 def test_masked_queries_count_nothing():

@@ -63,7 +63,7 @@ def forward(model, batch):
 
 def direct(model, batch, triple_set, candidates):
     """IDs and scores of all queries (Q, k), by sorting the scores of every candidate."""
-    table, scheme = by_entity(model.score_fn), model.candidate_sampler.corruption_scheme
+    table, scheme = by_entity(model.score_fn), model.negative_sampler.corruption_scheme
     ids, scores = [], []
     for place in batch["triple_idx"].flatten().tolist():
         h, r, t = triple_set.entity_ids()[place].tolist()
@@ -226,7 +226,7 @@ def test_a_shard_alone_answers_as_in_one_process(graph, scheme, kind):
         score_fn = make_score("rotate", model.sharding, graph.n_relation_type)
         own = model.entity_embedding.detach()[rank : rank + 1].clone()
         score_fn.entity_embedding = torch.nn.Parameter(own)
-        alone = TopKQueryBessKGE(5, model.candidate_sampler, score_fn, None, True, 3)
+        alone = TopKQueryBessKGE(5, model.negative_sampler, score_fn, None, True, 3)
         alone.exchange = exchange
         return forward(alone, {name: x[rank : rank + 1] for name, x in batch.items()})
 

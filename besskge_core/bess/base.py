@@ -23,6 +23,7 @@ from besskge_core.ops import gather
 from besskge_core.regularizer import Regularizer
 from besskge_core.scoring import BaseScoreFunction, Heads
 from besskge_core.shapes import match_shapes
+from besskge_core.sharding import Sharding
 
 
 class BessKGE(nn.Module, abc.ABC):
@@ -84,6 +85,16 @@ class BessKGE(nn.Module, abc.ABC):
     def entity_embedding(self) -> nn.Parameter:
         """The entity table of the score function, (L, E, D)."""
         return self.score_fn.entity_embedding
+
+    @property
+    def sharding(self) -> Sharding:
+        """Of the entities, that of the score function."""
+        return self.score_fn.sharding
+
+    @property
+    def entity_embedding_size(self) -> int:
+        """D."""
+        return int(self.entity_embedding.shape[-1])
 
     @property
     def n_embedding_parameters(self) -> int:
@@ -228,9 +239,7 @@ class BessKGE(nn.Module, abc.ABC):
             heads = np.tile(of_triple, (sharding.n_shard, sharding.n_shard))
         else:
             heads = replaced.cpu().numpy().reshape(sharding.n_shard, -1)
-        pairs = [
-            known_candidates(known, *of_shard) for of_shard in zip(triples, heads, candidates)
-        ]
+        pairs = [known_candidates(known, *of_shard) for of_shard in zip(triples, heads, candidates)]
         return pad_pairs(pairs).to(batch["head"].device)
 
     def _score(self, batch: MicroBatch) -> Scored:

@@ -25,6 +25,7 @@ from besskge_core.negative_sampler import (
 from besskge_core.ops import gather
 from besskge_core.scoring import BaseScoreFunction
 from besskge_core.shapes import match_shapes
+from besskge_core.sharding import Sharding
 
 
 class QueryBESS(nn.Module):
@@ -53,9 +54,8 @@ class QueryBESS(nn.Module):
         if window_size < 1:
             raise ConfigError(f"window_size must be at least 1, got {window_size}")
         check_sides(score_fn, candidate_sampler)
-        self.candidate_sampler, self.score_fn = candidate_sampler, score_fn
-        self.sharding, self.window_size = score_fn.sharding, window_size
-        self.heads = scheme == "h"
+        self.negative_sampler, self.score_fn = candidate_sampler, score_fn
+        self.window_size, self.heads = window_size, scheme == "h"
         self.exchange: Exchange = LocalExchange(score_fn.sharding.n_shard)
 
     @property
@@ -63,10 +63,23 @@ class QueryBESS(nn.Module):
         """The entity table of the score function, (L, E, D)."""
         return self.score_fn.entity_embedding
 
+    @property
+    def entity_embedding_size(self) -> int:
+        """D."""
+        return int(self.entity_embedding.shape[-1])
+
+    @property
+    def sharding(self) -> Sharding:
+        """Of the entities, that of the score function."""
+        return self.score_fn.sharding
+
     def _queries(
         self, relation: Tensor, head: Optional[Tensor], tail: Optional[Tensor]
     ) -> Tuple[List[Tensor], Optional[Tensor]]:
         """Everyone's queries (L, S * P, ...), and the IDs (L, P) of the answers, if known."""
+        n_shard = self.sharding.n_shard
+        if isinstance(self.exchange, LocalExchange) and self.exchange.n_shard != n_shard:
+            self.exchange = LocalExchange(n_shard)  # the model has been laid out anew
         known, answer = (tail, head) if self.heads else (head, tail)
         if known is None:
             raise ShapeError(
@@ -128,8 +141,13 @@ class TopKQueryBessKGE(QueryBESS):
                 " make the candidate sampler with mask_on_gather=True"
             )
         self.k, self.evaluation, self.return_scores = k, evaluation, return_scores
-        counts = torch.from_numpy(self.sharding.shard_counts)
-        ids = torch.from_numpy(self.sharding.shard_and_idx_to_entity)
+        self._adopt(self.sharding)
+
+    def _adopt(self, sharding: Sharding) -> None:
+        """Know the IDs of the rows of all shards."""
+        self._adopted, device = sharding, self.entity_embedding.device
+        counts = torch.from_numpy(sharding.shard_counts).to(device)
+        ids = torch.from_numpy(sharding.shard_and_idx_to_entity).to(device)
         self.register_buffer("shard_counts", counts, persistent=False)
         self.register_buffer("entity_ids", ids, persistent=False)
 
@@ -160,6 +178,8 @@ class TopKQueryBessKGE(QueryBESS):
         Raises:
             ShapeError: on other shapes.
         """
+        if self._adopted is not self.sharding:
+            self._adopt(self.sharding)
         queries, answer = self._queries(relation, head, tail)
         if negative is not None:
             match_shapes(relation=(relation, "L P"), negative=(negative, "L S A N"))
@@ -296,9 +316,6 @@ class AllScoresBESS(QueryBESS):
         candidate_sampler: says which side is asked for.
         score_fn: score function, which owns the tables.
         window_size: rows of each shard that are scored in a step.
-
-    Attributes:
-        n_step: windows of a shard's table.
     """
 
     inputs: Tuple[str, ...] = ("step", "relation", "head", "tail")
@@ -315,7 +332,11 @@ class AllScoresBESS(QueryBESS):
                 "AllScoresBESS scores all entities; give it a PlaceholderNegativeSampler,"
                 f" not a {type(candidate_sampler).__name__}"
             )
-        self.n_step = -(-self.sharding.max_entity_per_shard // window_size)
+
+    @property
+    def n_step(self) -> int:
+        """Windows of a shard's table."""
+        return -(-self.sharding.max_entity_per_shard // self.window_size)
 
     def forward(
         self,

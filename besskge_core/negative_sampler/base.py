@@ -56,16 +56,22 @@ class ShardedNegativeSampler(abc.ABC):
         Returns:
             "negative_entities" int32 (M, S, T, B, N), and what else the sampler gives.
         """
+        if type(self).draw is ShardedNegativeSampler.draw:
+            raise NotImplementedError(f"{type(self).__name__} defines neither draw nor __call__")
         if position is None:
             position = Position(0, self._n_call)
             self._n_call += 1
         return self.draw(np.asarray(sample_idx), position)
 
-    @abc.abstractmethod
     def draw(
         self, sample_idx: NDArray[np.integer], position: Position
     ) -> Dict[str, NDArray[np.generic]]:
-        """See :meth:`__call__`; a pure function of its arguments."""
+        """See :meth:`__call__`; a pure function of its arguments.
+
+        A subclass defines this; one that defines `__call__(sample_idx)` alone, as in upstream
+        BESS-KGE, is asked that way, and its batches are as repeatable as its own generator.
+        """
+        return self(sample_idx)
 
     def n_block(self, sample_idx: NDArray[np.integer]) -> int:
         """B: blocks of negatives of one shard and micro-batch."""

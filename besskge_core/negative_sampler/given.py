@@ -68,11 +68,15 @@ class TripleBasedShardedNegativeSampler(ShardedNegativeSampler):
         n_micro, n_shard = sample_idx.shape[:2]
         n_block, n_source = self.n_block(sample_idx), self.sharding.n_shard
         if self.flat_negative_format:
-            listed = np.broadcast_to(self.negatives[:, 0], (n_micro, n_shard, n_block, self._k))
+            listed = np.broadcast_to(
+                self.negatives[:, 0], (n_micro, n_shard, n_block, self.n_negative)
+            )
         else:
             side = np.where(self.corrupts_heads(sample_idx), 0, len(self.negatives) - 1)
-            listed = self.negatives[side, sample_idx].reshape(n_micro, n_shard, n_block, self._k)
-        rows, kept, order = self._by_owner(listed.reshape(-1, self._k))
+            listed = self.negatives[side, sample_idx].reshape(
+                n_micro, n_shard, n_block, self.n_negative
+            )
+        rows, kept, order = self._by_owner(listed.reshape(-1, self.n_negative))
         layout = (n_micro, n_shard, n_block, n_source, self.padded_shard_length)
         entities = rows.reshape(layout).transpose(0, 3, 1, 2, 4)  # (M, S, T, B, N)
         mask = kept.reshape(layout)  # (M, T, B, S, N)
@@ -81,11 +85,12 @@ class TripleBasedShardedNegativeSampler(ShardedNegativeSampler):
             "negative_mask": mask.transpose(0, 3, 1, 2, 4) if self.mask_on_gather else mask,
         }
         if self.return_sort_idx:
-            found["negative_sort_idx"] = order.reshape(n_micro, n_shard, n_block, self._k)
+            found["negative_sort_idx"] = order.reshape(n_micro, n_shard, n_block, self.n_negative)
         return found
 
     @property
-    def _k(self) -> int:
+    def n_negative(self) -> int:
+        """Length of the lists."""
         return int(self.negatives.shape[-1])
 
     def _by_owner(
@@ -104,6 +109,6 @@ class TripleBasedShardedNegativeSampler(ShardedNegativeSampler):
         taken = rows[np.minimum(first[:, None] + place, max(len(rows) - 1, 0))]
         # A shard that owns none of a list pads with its row 0, masked like all padding.
         taken = np.where(counts[:, None] > 0, taken, 0)
-        in_list = (order.reshape(n_list, -1) % self._k).astype(np.int32)
+        in_list = (order.reshape(n_list, -1) % self.n_negative).astype(np.int32)
         shape = (n_list, n_source, width)
         return taken.reshape(shape).astype(np.int32), kept.reshape(shape), in_list

@@ -63,6 +63,11 @@ class BaseScoreFunction(nn.Module, abc.ABC):
         """Relations of the graph, without inverse ones."""
         return self.relation_embedding.shape[0] // (2 if self.inverse_relations else 1)
 
+    @property
+    def embedding_size(self) -> int:
+        """Width of one part of an entity row; the whole row, unless a subclass knows better."""
+        return int(self.entity_embedding.shape[-1])
+
     def forward(self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor) -> Tensor:
         """See :meth:`score_triple`."""
         return self.score_triple(head_emb, relation_id, tail_emb)
@@ -218,6 +223,11 @@ class FormulaScoreFunction(BaseScoreFunction):
             for name in ("query", "score_query", "score_candidates"):
                 if name not in vars(cls):
                     setattr(cls, name, getattr(BaseScoreFunction, name))
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of one part of a row."""
+        return self.formula.dim
 
     def score_triple(self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor) -> Tensor:
         return self.formula.triples(head_emb, self.relation(relation_id), tail_emb)

@@ -56,6 +56,11 @@ class NamedScoreFunction(FormulaScoreFunction, abc.ABC):
             inverse_relations,
         )  # fmt: skip
 
+    @property
+    def scoring_norm(self) -> float:
+        """p of the norm; only where a distance is measured."""
+        return float(getattr(self.formula, "comparator", self.formula).p)
+
 
 class DistanceModel(NamedScoreFunction, abc.ABC):
     """Measures a distance.

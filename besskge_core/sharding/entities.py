@@ -148,9 +148,9 @@ class Sharding:
             hub_rows,
         )  # fmt: skip
 
-    def save(self, path: Union[str, Path]) -> None:
+    def save(self, out_file: Union[str, Path]) -> None:
         """Write to a file (NumPy's npz) that :meth:`load` reads without pickle."""
-        save_arrays(path, vars(self))
+        save_arrays(out_file, vars(self))
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> Sharding:

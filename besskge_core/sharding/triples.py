@@ -73,14 +73,14 @@ class PartitionedTripleSet:
 
     @staticmethod
     def partition_triples(
-        triples: NDArray[np.integer], sharding: Sharding, mode: str
+        triples: NDArray[np.integer], sharding: Sharding, partition_mode: str
     ) -> Tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Sort triples into buckets, by counting.
 
         Args:
             triples: (n_triple, 3) entity and relation IDs.
             sharding: of the entities.
-            mode: one of :data:`PARTITION_MODES`.
+            partition_mode: one of :data:`PARTITION_MODES`.
 
         Returns:
             triples, counts, offsets and order, as in the attributes of this class.
@@ -89,6 +89,7 @@ class PartitionedTripleSet:
             ConfigError: unknown mode.
         """
         n_shard, n_row = sharding.n_shard, sharding.max_entity_per_shard
+        mode = partition_mode
         if mode not in PARTITION_MODES:
             raise ConfigError(f"unknown partition mode {mode!r}; expected one of {PARTITION_MODES}")
         head_shard = sharding.entity_to_shard[triples[:, 0]]
