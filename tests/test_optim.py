@@ -85,6 +85,25 @@ def test_sparse_gradients_are_applied_as_torch_applies_dense_ones(rule):
     assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
+def test_momentum_is_that_of_torch_where_every_row_is_touched():
+    dense = [train(cls, False) for cls in (
+        lambda p: SGD(p, LR, momentum=0.9), lambda p: torch.optim.SGD(p, LR, momentum=0.9))]  # fmt: skip
+    assert_close(dense[0][0], dense[1][0])
+
+
+def test_momentum_of_a_resting_row_waits():
+    with_momentum, _ = train(lambda p: SGD(p, LR, momentum=0.9))
+    plain, _ = train(lambda p: SGD(p, LR))
+    for shard, row in UNTOUCHED:
+        assert torch.equal(with_momentum[shard, row], table()[shard, row].detach())
+    once = [(0, 5), (1, 2), (1, 4)]  # touched in one step
+    for shard, row in once:
+        assert_close(with_momentum[shard, row], plain[shard, row])
+    assert not torch.allclose(with_momentum[0, 0], plain[0, 0])
+    with pytest.raises(ConfigError, match=r"momentum must be in \[0, 1\), got 1.0"):
+        SGD([table()], momentum=1.0)
+
+
 def test_lazy_adam_is_sparse_adam_of_torch():
     # SparseAdam knows one sparse axis, so the shards are laid end to end, and divides eps by the
     # correction of the bias, so eps is nothing.

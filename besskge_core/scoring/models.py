@@ -8,7 +8,7 @@ a row), with `scoring_norm` before `sharding` where a distance is measured.
 from __future__ import annotations
 
 import abc
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from torch import Tensor
 
@@ -59,7 +59,8 @@ class NamedScoreFunction(FormulaScoreFunction, abc.ABC):
     @property
     def scoring_norm(self) -> float:
         """p of the norm; only where a distance is measured."""
-        return float(getattr(self.formula, "comparator", self.formula).p)
+        measured: Any = getattr(self.formula, "comparator", self.formula)
+        return float(measured.p)
 
 
 class DistanceModel(NamedScoreFunction, abc.ABC):
