@@ -129,6 +129,8 @@ def test_a_score_function_gets_the_options_that_it_takes(score_function, options
         dict(negatives="typed", shared_negatives=False, inverse_relations=False),
         dict(filter_negatives=True),
         dict(replicate_hubs=20),
+        dict(scheme="all"),
+        dict(scheme="all", corruption="ht", inverse_relations=False, regularization=0.01),
         dict(replicate_hubs=20, scheme="embedding", corruption="ht", filter_negatives=True),
     ],
     ids=lambda flags: " ".join(flags),
@@ -148,6 +150,9 @@ def test_every_way_of_choosing_negatives_and_buckets_trains(tmp_path, flags):
         (dict(negatives="typed"), "give shared_negatives = false"),
         (dict(augment_negative=True, scheme="embedding", corruption="either"), "got 'either'"),
         (dict(replicate_hubs=-1), "replicate_hubs must be at least 0, got -1"),
+        (dict(scheme="all", loss="logsigmoid"), "'all' is the cross-entropy of 'sampledsoftmax'"),
+        (dict(scheme="all", replicate_hubs=3), r"so that \['replicate_hubs'\] mean nothing"),
+        (dict(scheme="all", augment_negative=True), "needs scheme 'embedding', got 'all'"),
     ],
 )
 def test_negatives_that_cannot_be_drawn_so_are_refused(flags, message):

@@ -42,7 +42,10 @@ class BessKGE(nn.Module, abc.ABC):
     Attributes:
         exchange: the collectives; set by the runtime, one process by default.
         inputs: columns of a batch that :meth:`forward` takes.
+        paired: batches are of triples partitioned by shard pairs.
     """
+
+    paired = True
 
     inputs: Tuple[str, ...] = (
         "head", "relation", "tail", "negative", "triple_mask", "triple_weight", "negative_mask",

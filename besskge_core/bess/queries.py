@@ -34,8 +34,10 @@ class QueryBESS(nn.Module):
     Attributes:
         exchange: the collectives; set by the runtime, one process by default.
         inputs: columns of a batch that forward takes.
+        paired: batches are of triples partitioned by shard pairs; here by one shard.
     """
 
+    paired = False
     inputs: Tuple[str, ...]
 
     def __init__(

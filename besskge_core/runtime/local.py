@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from besskge_core.batch_sampler import ShardedBatchSampler
-from besskge_core.bess import BessKGE
+from besskge_core.bess import BessKGE, OneVsAllBessKGE
 from besskge_core.bess.queries import QueryBESS
 from besskge_core.errors import NonFiniteLossError, ShapeError
 from besskge_core.exchange import LocalExchange
@@ -42,7 +42,7 @@ class LocalRuntime:
     """
 
     def __init__(
-        self, model: Union[BessKGE, QueryBESS], device: str = "cpu", n_worker: int = 1
+        self, model: Union[BessKGE, OneVsAllBessKGE, QueryBESS], device: str = "cpu", n_worker: int = 1
     ) -> None:
         self.device, self.n_worker = torch.device(device), n_worker
         self.n_shard = model.score_fn.sharding.n_shard
@@ -107,7 +107,7 @@ class LocalRuntime:
     def _split(self, batch: Mapping[str, Tensor]) -> List[Dict[str, Tensor]]:
         """Columns (M, S, ...) or (M * S, ...) -> M times columns (L, ...)."""
         columns = {name: batch[name] for name in self.model.inputs if name in batch}
-        n_axis = 4 if isinstance(self.model, BessKGE) else 3  # of (M, S, [S,] P)
+        n_axis = 4 if self.model.paired else 3  # of (M, S, [S,] P)
         if batch["relation"].dim() == n_axis - 1:
             if batch["relation"].shape[0] % self.n_shard:
                 raise ShapeError(

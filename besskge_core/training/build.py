@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -15,7 +15,12 @@ from besskge_core.batch_sampler import (
     RigidShardedBatchSampler,
     ShardedBatchSampler,
 )
-from besskge_core.bess import BessKGE, EmbeddingMovingBessKGE, ScoreMovingBessKGE
+from besskge_core.bess import (
+    BessKGE,
+    EmbeddingMovingBessKGE,
+    OneVsAllBessKGE,
+    ScoreMovingBessKGE,
+)
 from besskge_core.dataset import KGDataset
 from besskge_core.embedding import Initializer, init_KGE_normal, init_KGE_uniform
 from besskge_core.errors import ConfigError
@@ -24,6 +29,7 @@ from besskge_core.loss import LOSSES
 from besskge_core.negative_sampler import (
     BernoulliShardedNegativeSampler,
     DegreeWeightedShardedNegativeSampler,
+    PlaceholderNegativeSampler,
     RandomShardedNegativeSampler,
     ShardedNegativeSampler,
     TypeBasedShardedNegativeSampler,
@@ -44,7 +50,7 @@ class Parts(NamedTuple):
     """What a training run is made of."""
 
     sampler: ShardedBatchSampler
-    model: BessKGE
+    model: Union[BessKGE, OneVsAllBessKGE]
     optimizer: torch.optim.Optimizer
 
 
@@ -64,14 +70,7 @@ def build(config: TrainingConfig, dataset: KGDataset) -> Parts:
     )
     shard_bs = -(-batch.batch_size // batch.n_shard)
     sampler = make_sampler(triples, negatives, shard_bs, 1, seed)
-    make_model = EmbeddingMovingBessKGE if batch.scheme == "embedding" else ScoreMovingBessKGE
-    model = make_model(
-        negatives,
-        score_fn,
-        build_loss(config, dataset.n_entity, 1.0 / sampler.shard_bs),
-        augment_negative=batch.augment_negative,
-        regularizer=_build_regularizer(config),
-    )
+    model = _build_model(config, dataset, score_fn, negatives, 1.0 / sampler.shard_bs)
     optimizer = OPTIMIZERS[config.optimizer.optimizer](
         model.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
     )
@@ -125,10 +124,33 @@ def build_loss(config: TrainingConfig, n_entity: int, loss_scale: float) -> Any:
     )
 
 
+def _build_model(
+    config: TrainingConfig,
+    dataset: KGDataset,
+    score_fn: BaseScoreFunction,
+    negatives: ShardedNegativeSampler,
+    loss_scale: float,
+) -> Union[BessKGE, OneVsAllBessKGE]:
+    batch, regularizer = config.batch, _build_regularizer(config)
+    if batch.scheme == "all":
+        sides = {"h": ("head",), "t": ("tail",), "ht": ("head", "tail")}[batch.corruption]
+        return OneVsAllBessKGE(score_fn, sides, loss_scale=loss_scale, regularizer=regularizer)
+    make_model = EmbeddingMovingBessKGE if batch.scheme == "embedding" else ScoreMovingBessKGE
+    return make_model(
+        negatives,
+        score_fn,
+        build_loss(config, dataset.n_entity, loss_scale),
+        augment_negative=batch.augment_negative,
+        regularizer=regularizer,
+    )
+
+
 def _build_negative_sampler(
     config: TrainingConfig, dataset: KGDataset, triples: PartitionedTripleSet
 ) -> ShardedNegativeSampler:
     batch, sharding, seed = config.batch, triples.sharding, config.run.seed
+    if batch.scheme == "all":
+        return PlaceholderNegativeSampler("t", seed)  # no half of a bucket stands for heads
     n_negative, flat = _negatives_per_pair(config), batch.shared_negatives
     known = None
     if batch.filter_negatives:

@@ -66,7 +66,11 @@ class BatchConfig:
     """What a step looks at."""
 
     n_shard: int = option(4, "parts that the entity table is split into")
-    scheme: str = option("score", "what travels between shards", choices=("embedding", "score"))
+    scheme: str = option(
+        "score", "what travels between shards: embedding, score, or all: sums of the scores of all"
+        " entities, which need no negatives",
+        choices=("embedding", "score", "all"),
+    )  # fmt: skip
     batch_size: int = option(512, "positives of a step, over all shards")
     n_negative: int = option(4096, "negatives that each positive is scored against")
     corruption: str = option(
@@ -170,10 +174,30 @@ class TrainingConfig:
         _check_score_options(self.model)
         self._check_negatives()
 
+    def _check_all_entities(self) -> None:
+        batch, loss = self.batch, self.loss.loss
+        if loss != "sampledsoftmax":
+            raise ConfigError(
+                f"scheme 'all' is the cross-entropy of 'sampledsoftmax', got {loss!r}"
+            )
+        given = {
+            "corruption": batch.corruption == "either",
+            "filter_negatives": batch.filter_negatives,
+            "replicate_hubs": batch.replicate_hubs > 0,
+            "negatives": batch.negatives != "uniform",
+        }
+        wrong = sorted(name for name, is_given in given.items() if is_given)
+        if wrong:
+            raise ConfigError(
+                f"scheme 'all' has no sampled negatives, so that {wrong} mean nothing"
+            )
+
     def _check_negatives(self) -> None:
         batch = self.batch
-        if batch.augment_negative and batch.scheme == "score":
-            raise ConfigError("augment_negative needs scheme 'embedding', got 'score'")
+        if batch.scheme == "all":
+            self._check_all_entities()
+        if batch.augment_negative and batch.scheme != "embedding":
+            raise ConfigError(f"augment_negative needs scheme 'embedding', got {batch.scheme!r}")
         if batch.augment_negative and batch.corruption == "either":
             raise ConfigError("augment_negative needs corruption 'h', 't' or 'ht', got 'either'")
         if batch.corruption == "either" and batch.negatives != "uniform":

@@ -1,0 +1,156 @@
+"""Training against all entities equals the dense formula, whatever the shards and the tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from support import SHARDS, Shards, batch_of, by_entity, make_score
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from besskge_core.bess.one_vs_all import OneVsAllBessKGE
+from besskge_core.errors import ConfigError
+from besskge_core.regularizer import LpRegularizer
+from besskge_core.scoring import SCORE_FUNCTIONS
+from besskge_core.sharding import Sharding
+
+
+def prepare(graph, n_shard=4, score="complex", dtype=torch.float64, **options):
+    """A model, and one batch of 40 triples with their weights; equal ones for any n_shard."""
+    sharding = Sharding.create(graph.n_entity, n_shard, seed=3)
+    triples = graph.triples["train"][:40]
+    batch, place, _ = batch_of(triples, np.zeros((40, 1), int), np.zeros(40, bool), sharding, "t")
+    batch = {k: batch[k] for k in ("head", "relation", "tail", "triple_mask")}
+    weight = 1 + torch.rand(40, generator=torch.manual_seed(0), dtype=dtype)
+    batch["triple_weight"] = weight[place].view(n_shard, -1)  # padding has some weight, too
+    score_fn = make_score(score, sharding, graph.n_relation_type, dtype=dtype)
+    options = {"loss_scale": float(n_shard), **options}
+    return OneVsAllBessKGE(score_fn, **options), batch, torch.from_numpy(triples).long(), weight
+
+
+def dense_loss(model, triples, weight):
+    """The formula, with all scores at once."""
+    score_fn = model.score_fn
+    flat = score_fn.entity_embedding.flatten(end_dim=1)
+    table = flat[torch.from_numpy(score_fn.sharding.flat_row)]
+    h, r, t = triples.T
+    n_entity, total = len(table), 0.0
+    every = torch.arange(n_entity).repeat(len(triples))
+    for side in model.sides:
+        known, many = (
+            x.repeat_interleave(n_entity) for x in ((t, r) if side == "head" else (h, r))
+        )
+        pair = (every, known) if side == "head" else (known, every)
+        scores = score_fn.score_triple(table[pair[0]], many, table[pair[1]]).view(-1, n_entity)
+        answer = h if side == "head" else t
+        scores = scores - model.margin * torch.nn.functional.one_hot(answer, n_entity)
+        loss = torch.nn.functional.cross_entropy(
+            scores / model.temperature, answer, reduction="none"
+        )
+        total = total + (weight * loss).sum()
+    if model.regularizer is not None:
+        moduli = score_fn.squared_moduli(table[h], r, table[t])
+        total = total + (weight * model.regularizer(moduli)).sum()
+    return total
+
+
+def gradients(model, loss):
+    parameters = dict(model.score_fn.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    found = {k: None if x is None else x.to_dense() for k, x in zip(parameters, found)}
+    found["entity_embedding"] = by_entity(model.score_fn, found["entity_embedding"])
+    return found
+
+
+def check(model, batch, triples, weight, **tolerance):
+    loss, expected = model(**batch)["loss"], dense_loss(model, triples, weight)
+    assert_close(loss, expected, check_dtype=False, **tolerance)
+    assert_close(gradients(model, loss), gradients(model, expected), **tolerance)
+
+
+@pytest.mark.parametrize("n_shard", SHARDS)
+@pytest.mark.parametrize("max_scores", [1, 300, 2**22])
+@pytest.mark.parametrize("sides", [("tail",), ("head",), ("head", "tail")], ids="+".join)
+def test_loss_and_gradients_are_those_of_the_dense_formula(graph, n_shard, max_scores, sides):
+    check(*prepare(graph, n_shard, sides=sides, max_scores=max_scores))
+
+
+@pytest.mark.parametrize("score", sorted(SCORE_FUNCTIONS))
+def test_every_score_function_trains_against_all_entities(graph, score):
+    sides = ("tail",) if score == "conve" else ("head", "tail")
+    check(*prepare(graph, score=score, sides=sides, max_scores=500))
+
+
+@pytest.mark.parametrize("n_shard", [1, 4])
+def test_margin_temperature_and_regularizer(graph, n_shard):
+    options = dict(margin=0.3, temperature=0.2, regularizer=LpRegularizer(0.1, 3.0))
+    check(*prepare(graph, n_shard, max_scores=500, **options))
+
+
+@pytest.mark.parametrize("n_shard", SHARDS)
+def test_single_precision_agrees_with_the_dense_formula(graph, n_shard):
+    model, batch, triples, weight = prepare(graph, n_shard, dtype=torch.float32, max_scores=300)
+    check(model, batch, triples, weight, rtol=1e-5, atol=1e-5)
+
+
+def test_an_answer_that_beats_all_others_by_far_costs_nothing_and_loses_no_digits(graph):
+    model, batch, *_ = prepare(graph, score="transe", margin=0.02, temperature=1e-3)
+    out = model(**batch)
+    out["loss"].backward()
+    assert torch.isfinite(out["loss"])
+    assert torch.isfinite(model.entity_embedding.grad.to_dense()).all()
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor) and not x.is_sparse:
+                self.size = max(self.size, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("n_entity", [4_000, 16_000])
+def test_scores_of_all_entities_never_exist(n_entity):
+    sharding = Sharding.create(n_entity, 4, seed=0)
+    score_fn = make_score("complex", sharding, 4, dim=2)
+    model = OneVsAllBessKGE(score_fn, max_scores=4096)
+    rows = torch.randint(n_entity // 4, (2, 4, 4, 16), generator=torch.manual_seed(0))
+    with Largest() as made:
+        out = model(head=rows[0], relation=torch.zeros(4, 4, 16, dtype=torch.int64), tail=rows[1])
+        out["loss"].backward()
+    table = score_fn.entity_embedding.numel()
+    assert made.size <= table < 256 * n_entity  # of 256 queries
+
+
+def test_a_shard_alone_computes_what_it_does_in_one_process(graph):
+    model, batch, *_ = prepare(graph, max_scores=300, return_scores=True)
+    table = model.entity_embedding.detach()
+
+    def run(rank, exchange):
+        score_fn = make_score("complex", model.score_fn.sharding, 4)
+        score_fn.entity_embedding = torch.nn.Parameter(table[rank : rank + 1].clone())
+        own = OneVsAllBessKGE(score_fn, loss_scale=4.0, max_scores=300, return_scores=True)
+        own.exchange, own.is_entity = exchange, own.is_entity[rank : rank + 1]
+        return own(**{name: x[rank : rank + 1] for name, x in batch.items()})
+
+    together, apart = model(**batch), Shards(4).run(run)
+    assert_close(torch.stack([x["loss"] for x in apart]).mean(), together["loss"])
+    assert_close(torch.cat([x["positive_score"] for x in apart]), together["positive_score"])
+
+
+def test_what_cannot_be_trained_so_is_refused(graph):
+    sharding = Sharding.create(37, 2, 0)
+    with pytest.raises(ConfigError, match=r"sides are \('left',\), expected some of"):
+        OneVsAllBessKGE(make_score("transe", sharding, 4), sides=("left",))
+    with pytest.raises(ConfigError, match="ConvE has no query for heads.*ask for tails only"):
+        OneVsAllBessKGE(make_score("conve", sharding, 4))
+    with pytest.raises(ConfigError, match="temperature and max_scores must be above 0, got 0.0"):
+        OneVsAllBessKGE(make_score("transe", sharding, 4), temperature=0.0)
