@@ -63,11 +63,11 @@ class _LogSumExp(torch.autograd.Function):
     def forward(
         ctx: Any, score: Score, n_part: int, height: int, left: Left, rows: Tensor, *inputs: Tensor
     ) -> Tensor:
-        parts = [
-            _scores(score, inputs[:n_part], tile, left, i * height).logsumexp(-1)
-            for i, tile in enumerate(rows.split(height))
-        ]
-        total = torch.stack(parts).logsumexp(0)
+        total: Optional[Tensor] = None
+        for i, tile in enumerate(rows.split(height)):
+            part = _scores(score, inputs[:n_part], tile, left, i * height).logsumexp(-1)
+            total = part if total is None else torch.logaddexp(total, part)
+        assert total is not None
         ctx.save_for_backward(total, rows, *inputs)
         ctx.score, ctx.n_part, ctx.height, ctx.left = score, n_part, height, left
         return total
