@@ -9,6 +9,8 @@
     ├── DatasetNotFoundError (FileNotFoundError)  no benchmark, file or folder of this name
     ├── DownloadError (OSError)               a benchmark could not be fetched, or came damaged
     ├── CheckpointError (RuntimeError)        a checkpoint is incomplete, damaged or of other make
+    ├── NoSampleWeightSupportError (RuntimeError)      this loss has no place for such weights
+    ├── UnsupportedLabelSmoothingError (RuntimeError)  this loss has no labels to smooth
     └── NonFiniteLossError (ArithmeticError)  the loss became NaN or infinite
 
     UserWarning
@@ -28,8 +30,10 @@ __all__ = [
     "DataWarning",
     "DatasetNotFoundError",
     "DownloadError",
+    "NoSampleWeightSupportError",
     "NonFiniteLossError",
     "ShapeError",
+    "UnsupportedLabelSmoothingError",
 ]
 
 
@@ -59,6 +63,14 @@ class DownloadError(BessError, OSError):
 
 class CheckpointError(BessError, RuntimeError):
     """A checkpoint is incomplete, damaged or of another make."""
+
+
+class NoSampleWeightSupportError(BessError, RuntimeError):
+    """A loss has no place for such sample weights."""
+
+
+class UnsupportedLabelSmoothingError(BessError, RuntimeError):
+    """A loss has no labels that could be smoothed."""
 
 
 class NonFiniteLossError(BessError, ArithmeticError):

@@ -41,6 +41,8 @@ SCHEMES = ["h", "t", "ht"]
 FORMATS = [
     "flat", "per triple", "shared", "given", "given flat", "given shared", "typed", "typed shared",
 ]  # fmt: skip
+#: Losses that are means by default; a mean over each shard is not one over all.
+SUM = dict(reduction="sum")
 LOSS_ARGUMENTS = {
     "logsigmoid": dict(margin=2.0, negative_adversarial_sampling=True),
     "marginranking": dict(margin=2.0, negative_adversarial_sampling=True),
@@ -195,7 +197,7 @@ def losses_and_gradients(graph, mover, scheme, n_shard, loss="logsigmoid", **opt
     weight = torch.linspace(0.5, 2.0, 30, dtype=torch.float64)[place].view(n_shard, -1)
     score_fn = make_score("rotate", sharding, graph.n_relation_type)
     sampler = RandomShardedNegativeSampler(5, sharding, 0, scheme)
-    model = mover(sampler, score_fn, LOSSES[loss](**LOSS_ARGUMENTS[loss]), **options)
+    model = mover(sampler, score_fn, LOSSES[loss](**LOSS_ARGUMENTS.get(loss, SUM)), **options)
     total = n_shard * model(**batch, triple_weight=weight)["loss"]
     total.backward()
     return (
@@ -326,7 +328,7 @@ def test_one_weight_a_shard_weighs_all_its_triples(graph, mover):
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_excluded_negatives_might_as_well_not_be_there(graph, mover, loss):
-    loss_fn = LOSSES[loss](**LOSS_ARGUMENTS[loss])
+    loss_fn = LOSSES[loss](**LOSS_ARGUMENTS.get(loss, SUM))
     model, batch = step(graph, mover, "t", "per triple", loss_fn=loss_fn)
     mask = torch.ones(4, 16, 4, 3, dtype=torch.bool)
     mask[..., 2] = False
@@ -337,7 +339,7 @@ def test_excluded_negatives_might_as_well_not_be_there(graph, mover, loss):
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 def test_a_triple_without_any_negative_still_has_a_finite_loss_and_gradient(graph, mover, loss):
-    loss_fn = LOSSES[loss](**LOSS_ARGUMENTS[loss])
+    loss_fn = LOSSES[loss](**LOSS_ARGUMENTS.get(loss, SUM))
     model, batch = step(graph, mover, "ht", "per triple", loss_fn=loss_fn)
     out = model(**batch, negative_mask=torch.zeros(4, 16, 4, 3, dtype=torch.bool))
     out["loss"].backward()

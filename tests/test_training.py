@@ -385,7 +385,7 @@ def test_a_run_without_checkpoints_cannot_be_loaded(tmp_path):
     "flags, message",
     [
         (dict(score_function="complexx"), r"unknown score function 'complexx'.*did you mean"),
-        (dict(scheme="both"), r"scheme is 'both', expected one of \['embedding', 'score'\]"),
+        (dict(scheme="both"), r"scheme is 'both', expected one of \['embedding', 'score', 'all'\]"),
         (dict(dim=0), "dim must be at least 1, got 0"),
         (dict(warmup=2.0), "warmup is a share of the run, got 2.0"),
         (dict(augment_negative=True, scheme="score"), "augment_negative needs scheme 'embedding'"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import inspect
 import math
 from typing import Dict, List, Mapping, Optional, Tuple
 
@@ -16,7 +15,7 @@ from besskge_core.bess.layout import MicroBatch, Scored, Side, of_side, sides_of
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
 from besskge_core.known import KnownTriples
-from besskge_core.loss import BaseLossFunction
+from besskge_core.loss import Loss
 from besskge_core.metric import Evaluation
 from besskge_core.negative_sampler import ShardedNegativeSampler
 from besskge_core.ops import gather
@@ -56,7 +55,7 @@ class BessKGE(nn.Module, abc.ABC):
         self,
         negative_sampler: ShardedNegativeSampler,
         score_fn: BaseScoreFunction,
-        loss_fn: Optional[BaseLossFunction] = None,
+        loss_fn: Optional[Loss] = None,
         evaluation: Optional[Evaluation] = None,
         return_scores: bool = False,
         augment_negative: bool = False,
@@ -266,19 +265,27 @@ class BessKGE(nn.Module, abc.ABC):
             weight = triple_weight.reshape(n_host, -1).to(weight.dtype)
         if triple_mask is not None:
             weight = weight * triple_mask.reshape(n_host, -1)
-        # unbind, not indexing: the gradient of an index is a zero-filled copy of the whole.
-        arguments = [scored.positive, scored.negative, weight]
         n_negative = scored.n_negative
         if n_negative is None and scored.mask is not None:
             n_negative = scored.mask.sum(-1)
-        if n_negative is not None and _takes_counts(self.loss_fn):
-            arguments.append(n_negative)
-        losses = [self.loss_fn(*of_shard) for of_shard in zip(*(x.unbind() for x in arguments))]
+        counts = [None] * n_host if n_negative is None else n_negative.unbind()
+        # unbind, not indexing: the gradient of an index is a zero-filled copy of the whole.
+        of_shards = zip(*(x.unbind() for x in (scored.positive, scored.negative, weight)), counts)
+        losses = [
+            # Any other module is called with upstream's three arguments.
+            self.loss_fn.sampled(positive, negative, of_triple, count)
+            if isinstance(self.loss_fn, Loss)
+            else self.loss_fn(positive, negative, of_triple)
+            for positive, negative, of_triple, count in of_shards
+        ]
         loss = torch.stack(losses).mean()
         if self.regularizer is None:
             return loss
-        cost = (weight * self._penalty(scored, relation)).sum(-1).mean()
-        return loss + self.loss_fn.loss_scale * cost
+        cost = (weight * self._penalty(scored, relation)).sum(-1)
+        if getattr(self.loss_fn, "reduction", "sum") == "mean":
+            weight = weight.expand(-1, scored.positive.shape[1])
+            cost = cost / weight.sum(-1).clamp(min=torch.finfo(weight.dtype).tiny)
+        return loss + self.loss_fn.loss_scale * cost.mean()
 
     def _penalty(self, scored: Scored, relation: Tensor) -> Tensor:
         """(L, B)"""
@@ -381,11 +388,6 @@ def check_sides(score_fn: BaseScoreFunction, sampler: ShardedNegativeSampler) ->
             f"{type(score_fn).__name__} has no query for heads, but the corruption scheme is"
             f" {sampler.corruption_scheme!r}; add inverse triples and corrupt tails only ('t')"
         )
-
-
-def _takes_counts(loss_fn: BaseLossFunction) -> bool:
-    """Whether a loss asks how many negatives are left; those of upstream's form do not."""
-    return "n_negative" in inspect.signature(loss_fn.forward).parameters
 
 
 def _exclude_pairs(scored: Scored, pairs: Tensor) -> Scored:

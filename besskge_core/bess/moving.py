@@ -11,7 +11,7 @@ from torch import Tensor
 from besskge_core.bess.base import BessKGE, heads_of
 from besskge_core.bess.layout import MicroBatch, Scored, choose, join_sides, of_side
 from besskge_core.errors import ConfigError
-from besskge_core.loss import BaseLossFunction
+from besskge_core.loss import Loss
 from besskge_core.metric import Evaluation
 from besskge_core.negative_sampler import ShardedNegativeSampler
 from besskge_core.regularizer import Regularizer
@@ -126,7 +126,7 @@ class ScoreMovingBessKGE(BessKGE):
         self,
         negative_sampler: ShardedNegativeSampler,
         score_fn: BaseScoreFunction,
-        loss_fn: Optional[BaseLossFunction] = None,
+        loss_fn: Optional[Loss] = None,
         evaluation: Optional[Evaluation] = None,
         return_scores: bool = False,
         augment_negative: bool = False,

@@ -25,7 +25,7 @@ from besskge_core.dataset import KGDataset
 from besskge_core.embedding import Initializer, init_KGE_normal, init_KGE_uniform
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
-from besskge_core.loss import LOSSES
+from besskge_core.loss import LOSSES, BaseLossFunction, Loss
 from besskge_core.negative_sampler import (
     BernoulliShardedNegativeSampler,
     DegreeWeightedShardedNegativeSampler,
@@ -70,7 +70,7 @@ def build(config: TrainingConfig, dataset: KGDataset) -> Parts:
     )
     shard_bs = -(-batch.batch_size // batch.n_shard)
     sampler = make_sampler(triples, negatives, shard_bs, 1, seed)
-    model = _build_model(config, dataset, score_fn, negatives, 1.0 / sampler.shard_bs)
+    model = _build_model(config, dataset, score_fn, negatives, sampler.shard_bs)
     optimizer = OPTIMIZERS[config.optimizer.optimizer](
         model.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
     )
@@ -111,17 +111,25 @@ def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScor
     return score_fn
 
 
-def build_loss(config: TrainingConfig, n_entity: int, loss_scale: float) -> Any:
-    """The loss, scaled."""
-    loss = config.loss
-    return _construct(
-        LOSSES[loss.loss],
-        margin=loss.margin,
-        negative_adversarial_sampling=loss.adversarial,
-        negative_adversarial_scale=loss.adversarial_scale,
+def build_loss(config: TrainingConfig, n_entity: int, n_positive: int) -> Loss:
+    """The loss, a mean over the positives of a shard's micro-batch."""
+    settings = config.loss
+    make = LOSSES[settings.loss]
+    arguments = dict(
+        negative_adversarial_sampling=settings.adversarial,
+        negative_adversarial_scale=settings.adversarial_scale,
         n_entity=n_entity,
-        loss_scale=loss_scale,
+        **settings.loss_options,
     )
+    margin = inspect.signature(make).parameters.get("margin")
+    if settings.margin is not None:
+        arguments["margin"] = settings.margin
+    elif margin is not None and margin.default is margin.empty:
+        arguments["margin"] = 1.0
+    if issubclass(make, BaseLossFunction):  # a sum; others are means already
+        arguments["loss_scale"] = 1.0 / n_positive
+    loss: Loss = _construct(make, **arguments)
+    return loss
 
 
 def _build_model(
@@ -129,17 +137,18 @@ def _build_model(
     dataset: KGDataset,
     score_fn: BaseScoreFunction,
     negatives: ShardedNegativeSampler,
-    loss_scale: float,
+    n_positive: int,
 ) -> Union[BessKGE, OneVsAllBessKGE]:
     batch, regularizer = config.batch, _build_regularizer(config)
     if batch.scheme == "all":
         sides = {"h": ("head",), "t": ("tail",), "ht": ("head", "tail")}[batch.corruption]
-        return OneVsAllBessKGE(score_fn, sides, loss_scale=loss_scale, regularizer=regularizer)
+        scale = 1.0 / n_positive
+        return OneVsAllBessKGE(score_fn, sides, loss_scale=scale, regularizer=regularizer)
     make_model = EmbeddingMovingBessKGE if batch.scheme == "embedding" else ScoreMovingBessKGE
     return make_model(
         negatives,
         score_fn,
-        build_loss(config, dataset.n_entity, loss_scale),
+        build_loss(config, dataset.n_entity, n_positive),
         augment_negative=batch.augment_negative,
         regularizer=regularizer,
     )

@@ -20,10 +20,11 @@ from besskge_core.regularizer import REGULARIZERS
 from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.training.schedule import SCHEDULES
 
-#: Arguments of a score function that other settings, or the graph, decide.
+#: Arguments of score functions and losses that other settings, or the graph, decide.
 GIVEN = {
     "negative_sample_sharing", "scoring_norm", "sharding", "n_relation_type", "embedding_size",
-    "inverse_relations", "entity_initializer", "relation_initializer",
+    "inverse_relations", "entity_initializer", "relation_initializer", "margin", "n_entity",
+    "negative_adversarial_sampling", "negative_adversarial_scale", "loss_scale", "reduction",
 }  # fmt: skip
 
 
@@ -101,7 +102,13 @@ class LossConfig:
     """What scores and embeddings cost; the mean over the positives of a step."""
 
     loss: str = option("sampledsoftmax", "loss", registry=LOSSES)
-    margin: float = option(1.0, "margin of logsigmoid and marginranking")
+    margin: Optional[float] = option(
+        None, "margin of the losses that have one; default: the loss's own, or 1"
+    )
+    loss_options: Dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "further arguments of the loss, such as log_adversarial_temperature=-1"},
+    )
     adversarial: bool = option(False, "weigh negatives by the softmax of their scores")
     adversarial_scale: float = option(1.0, "factor of the scores in that softmax")
     regularizer: str = option("lp", "penalty of the embeddings of a batch", registry=REGULARIZERS)
@@ -171,7 +178,15 @@ class TrainingConfig:
         if not 0.0 <= self.optimizer.warmup <= 1.0:
             raise ConfigError(f"warmup is a share of the run, got {self.optimizer.warmup}")
         _at_least(0, replicate_hubs=self.batch.replicate_hubs)
-        _check_score_options(self.model)
+        _check_options(
+            "score_options",
+            self.model.score_function,
+            SCORE_FUNCTIONS[self.model.score_function],
+            self.model.score_options,
+        )
+        _check_options(
+            "loss_options", self.loss.loss, LOSSES[self.loss.loss], self.loss.loss_options
+        )
         self._check_negatives()
 
     def _check_all_entities(self) -> None:
@@ -210,19 +225,19 @@ class TrainingConfig:
             )
 
 
-def _check_score_options(model: ModelConfig) -> None:
-    """Further arguments of the score function: those that it must have, and no others."""
-    name, options = model.score_function, model.score_options
-    parameters = inspect.signature(SCORE_FUNCTIONS[name]).parameters
+def _check_options(option_name: str, name: str, make: type, options: Dict[str, Any]) -> None:
+    """Further arguments of a class: those that it must have, and no others."""
+    parameters = inspect.signature(make).parameters
     own = {k: v for k, v in parameters.items() if k not in GIVEN}
     unknown = sorted(set(options) - set(own))
     if unknown:
         raise ConfigError(
-            f"score_options has {unknown}, which {name} does not take; it takes {sorted(own)}"
+            f"{option_name} has {unknown}, which {name} does not take; it takes {sorted(own)}"
         )
     missing = [k for k, v in own.items() if v.default is v.empty and k not in options]
     if missing:
-        raise ConfigError(f"{name} needs score_options: {', '.join(f'{k}=...' for k in missing)}")
+        given = ", ".join(f"{k}=..." for k in missing)
+        raise ConfigError(f"{name} needs {option_name}: {given}")
 
 
 def _check_choices(section: Any) -> None:
