@@ -152,5 +152,7 @@ def test_what_cannot_be_trained_so_is_refused(graph):
         OneVsAllBessKGE(make_score("transe", sharding, 4), sides=("left",))
     with pytest.raises(ConfigError, match="ConvE has no query for heads.*ask for tails only"):
         OneVsAllBessKGE(make_score("conve", sharding, 4))
+    with pytest.raises(ConfigError, match="create the sharding without hubs"):
+        OneVsAllBessKGE(make_score("transe", Sharding.create(37, 2, 0, hubs=np.array([3])), 4))
     with pytest.raises(ConfigError, match="temperature and max_scores must be above 0, got 0.0"):
         OneVsAllBessKGE(make_score("transe", sharding, 4), temperature=0.0)

@@ -72,6 +72,10 @@ class OneVsAllBessKGE(nn.Module):
                 f"{type(score_fn).__name__} has no query for heads; add inverse triples and ask"
                 " for tails only"
             )
+        if score_fn.sharding.hub_rows is not None:
+            raise ConfigError(
+                "no entity moves here, so hubs mean nothing: create the sharding without hubs"
+            )
         if not temperature > 0.0 or max_scores < 1:
             raise ConfigError(
                 f"temperature and max_scores must be above 0, got {temperature} and {max_scores}"
