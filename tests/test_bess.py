@@ -511,6 +511,25 @@ def test_moving_scores_refuses_what_needs_moved_negatives(graph, options):
         step(graph, ScoreMovingBessKGE, **options)
 
 
+def test_augmentation_needs_a_common_side(graph):
+    with pytest.raises(ConfigError, match="needs a corruption scheme 'h', 't' or 'ht'"):
+        step(graph, EmbeddingMovingBessKGE, "either", augment_negative=True)
+
+
+def test_the_regularizer_of_a_mean_loss_is_a_mean(graph, mover):
+    weight = torch.rand(4, 16, generator=torch.manual_seed(0)).double()
+    found = []
+    for regularizer in (None, LpRegularizer(0.1, 2.0)):
+        model, batch = step(graph, mover, loss_fn=LOSSES["softplus"](), regularizer=regularizer)
+        found.append(model(**batch, triple_weight=weight)["loss"].detach())
+    h, r, t = global_batch(batch, model).triples.T
+    table, relation = by_entity(model.score_fn), model.score_fn.relation_embedding.detach()
+    penalty = 0.1 * sum(x.square().sum(1) for x in (table[h], relation[r], table[t]))
+    counted = weight * batch["triple_mask"].view(4, 16)
+    means = (penalty.view(4, 16) * counted).sum(1) / counted.sum(1).clamp(min=1e-9)
+    assert_close(found[1] - found[0], means.mean())
+
+
 def test_a_regularizer_needs_the_embeddings_of_the_step(graph):
     options = dict(loss_fn=LogSigmoidLoss(1.0, False), regularizer=LpRegularizer(0.1))
     model, batch = step(graph, HeadsOnly, **options)

@@ -15,6 +15,7 @@ from besskge_core.negative_sampler import (
     DegreeWeightedShardedNegativeSampler,
     PlaceholderNegativeSampler,
     RandomShardedNegativeSampler,
+    ShardedNegativeSampler,
     TripleBasedShardedNegativeSampler,
     TypeBasedShardedNegativeSampler,
     head_probability,
@@ -376,6 +377,20 @@ def test_lists_of_a_side_that_is_not_replaced_may_be_missing():
 
 
 # -- none --------------------------------------------------------------------------------------
+
+
+def test_a_sampler_of_ones_own_defines_draw_or_is_called_as_upstreams_are():
+    class Constant(ShardedNegativeSampler):
+        def __call__(self, sample_idx):
+            return {"negative_entities": np.zeros((*sample_idx.shape[:2], 1, 1, 1), np.int32)}
+
+    class Nothing(ShardedNegativeSampler):
+        pass
+
+    found = Constant("t", 0).draw(sample(2), Position(0, 3))
+    assert found["negative_entities"].shape == (2, 2, 1, 1, 1)
+    with pytest.raises(NotImplementedError, match="Nothing defines neither draw nor __call__"):
+        Nothing("t", 0)(sample(2))
 
 
 def test_a_placeholder_gives_nothing():

@@ -188,6 +188,19 @@ def test_lists_of_their_own_are_not_pooled_by_negative_sharing(graph, scheme):
     assert model.score_fn.negative_sample_sharing
 
 
+@pytest.mark.parametrize("n_shard", [2, 7])
+def test_a_module_follows_its_model_to_another_sharding(graph, scheme, n_shard):
+    model, batch, triple_set = top_k(graph, scheme, 4)
+    expected, _ = direct(model, batch, triple_set, None)
+    new, again, new_set = top_k(graph, scheme, n_shard)
+    model.score_fn.update_sharding(new.sharding)
+    found = forward(model, again)["topk_global_id"]
+    assert torch.equal(found, direct(model, again, new_set, None)[0])
+    assert sorted(map(tuple, found[again["triple_mask"].flatten()].tolist())) == sorted(
+        map(tuple, expected[batch["triple_mask"].flatten()].tolist())
+    )
+
+
 def test_hubs_are_candidates_like_others(graph, scheme):
     model, batch, triple_set = top_k(graph, scheme, n_hub=6)
     assert len(triple_set.sharding.hubs) > 3
