@@ -3,8 +3,8 @@
 In training, a triple is scored on the shard of its head. What travels is the tails and either the
 negatives (:class:`EmbeddingMovingBessKGE`) or the queries and the scores
 (:class:`ScoreMovingBessKGE`). Every shard sends and receives equally much, because each step takes
-equally many triples of each shard pair. :class:`OneVsAllBessKGE` trains against all entities instead of sampled ones, of which none
-moves. Queries alone, (h, r, ?) or (?, r, t), are answered by
+equally many triples of each shard pair. :class:`OneVsAllBessKGE` trains against all entities
+instead of sampled ones, of which none moves. Queries alone, (h, r, ?) or (?, r, t), are answered by
 :class:`TopKQueryBessKGE` and :class:`AllScoresBESS`.
 
 Axes, of what the shards hosted by one worker hold:

@@ -108,7 +108,7 @@ class EmbeddingMovingBessKGE(BessKGE):
         return scored._replace(negative=scored.negative.masked_fill(~both, -math.inf), mask=both)
 
     def _entity_of_tail(self, tail: Tensor) -> Tensor:
-        """tail (L, S, P), to -> (L, B), from: a number for each entity; hubs have one everywhere."""
+        """tail (L, S, P), to -> (L, B), from: a number of each entity, for hubs the same everywhere."""
         n_row, n_peer = self.entity_embedding.shape[1], tail.shape[1]
         peer = torch.arange(n_peer, device=tail.device)[:, None]
         row = self.exchange.all_to_all(tail)

@@ -106,9 +106,9 @@ class Sharding:
         IDs rise with the row within a shard, so that entities of one type stay together.
 
         Triples with a hub may be scored on any shard, which lets partitioning balance the buckets
-        (see :mod:`besskge_core.sharding.balance`). A hub lives on one shard like any entity; its row is
-        sent to all shards at the beginning of a step, and its gradients come back summed: as much
-        traffic as the all-reduce of a replica's gradient, and no replica can drift.
+        (see :mod:`besskge_core.sharding.balance`). A hub lives on one shard like any entity; its row
+        is sent to all shards at the beginning of a step, and its gradients come back summed: as
+        much traffic as the all-reduce of a replica's gradient, and no replica can drift.
 
         Args:
             n_entity: number of entities.
