@@ -42,7 +42,10 @@ class LocalRuntime:
     """
 
     def __init__(
-        self, model: Union[BessKGE, OneVsAllBessKGE, QueryBESS], device: str = "cpu", n_worker: int = 1
+        self,
+        model: Union[BessKGE, OneVsAllBessKGE, QueryBESS],
+        device: str = "cpu",
+        n_worker: int = 1,
     ) -> None:
         self.device, self.n_worker = torch.device(device), n_worker
         self.n_shard = model.score_fn.sharding.n_shard
