@@ -7,13 +7,13 @@ Axes:
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterator, List, NamedTuple
+from typing import Iterator, List, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
 
 from besskge_core.errors import ConfigError
-from besskge_core.scoring import BaseScoreFunction
+from besskge_core.scoring import BaseScoreFunction, Query
 
 SIDES = ("head", "tail")
 
@@ -23,6 +23,28 @@ class Tile(NamedTuple):
 
     first: int
     scores: Tensor
+
+
+def make_query(
+    score_fn: BaseScoreFunction, side: str, known: Tensor, relation: Tensor
+) -> Tuple[Query, bool]:
+    """Queries for one side, of rows (Q, D) and relation IDs (Q,) without inverses.
+
+    Returns:
+        The queries, and whether heads are candidates: not where inverse relations ask for them.
+
+    Raises:
+        ConfigError: heads are asked for, which the model has no way to score.
+    """
+    inverse = side == "head" and score_fn.inverse_relations
+    heads = side == "head" and not inverse
+    if heads and not score_fn.scores_heads:
+        raise ConfigError(
+            f"{type(score_fn).__name__} cannot score heads, so (?, r, t) needs a model with"
+            " inverse relations"
+        )
+    relation = relation + score_fn.n_relation_type if inverse else relation
+    return score_fn.query(known, relation, heads), heads
 
 
 class AllEntityScorer:
@@ -58,15 +80,7 @@ class AllEntityScorer:
         score_fn, sharding = self.score_fn, self.score_fn.sharding
         table = score_fn.entity_embedding
         known = table.flatten(end_dim=1).index_select(0, entity_row)
-        inverse = side == "head" and score_fn.inverse_relations
-        heads = side == "head" and not inverse
-        if heads and not score_fn.scores_heads:
-            raise ConfigError(
-                f"{type(score_fn).__name__} cannot score heads, so (?, r, t) needs a model with"
-                " inverse relations"
-            )
-        relation = relation + score_fn.n_relation_type if inverse else relation
-        query = score_fn.query(known, relation, heads)
+        query, heads = make_query(score_fn, side, known, relation)
         height = max(self.max_scores // max(len(relation), 1), 1)
         for shard, count in enumerate(sharding.shard_counts.tolist()):
             for first in range(0, count, height):

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from besskge_core.all_entities import SIDES, AllEntityScorer, Tile, evaluating
+from besskge_core.all_entities import SIDES, AllEntityScorer, Tile, evaluating, make_query
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
 from besskge_core.metric import count_ranks, make_metric
@@ -202,8 +202,6 @@ def _among(
         )
     table, n_list = score_fn.entity_embedding.flatten(end_dim=1), candidates.shape[1]
     flat_row = torch.from_numpy(sharding.flat_row).to(table.device)
-    inverse = side == "head" and score_fn.inverse_relations
-    heads = side == "head" and not inverse
     size = max(max_scores // ((n_list + 1) * table.shape[1]), 1)
     better, equal = np.zeros(n_triple, np.int64), np.zeros(n_triple, np.int64)
     with evaluating(score_fn), score_fn.pooling(False):
@@ -211,8 +209,7 @@ def _among(
             rows = torch.from_numpy(triples[batch]).to(table.device)
             lists = torch.from_numpy(candidates if len(candidates) == 1 else candidates[batch])
             known, answer = (rows[:, 0], rows[:, 2]) if side == "tail" else (rows[:, 2], rows[:, 0])
-            relation = rows[:, 1] + score_fn.n_relation_type if inverse else rows[:, 1]
-            query = score_fn.query(table[flat_row[known]], relation, heads)
+            query, heads = make_query(score_fn, side, table[flat_row[known]], rows[:, 1])
             # Beside the candidates, so that equal embeddings have equal scores to the last bit.
             ids = torch.cat([answer[:, None], lists.to(table.device).expand(len(rows), -1)], 1)
             scores = score_fn.score_candidates(query, table[flat_row[ids]], heads)
@@ -231,7 +228,7 @@ def _rank_batch(
     given, answer = (head, tail) if side == "tail" else (tail, head)
     query, filtered = np.empty(0, np.int64), np.empty(0, np.int64)
     if known is not None:
-        query, filtered = (known.tails if side == "tail" else known.heads)(given, relation)
+        query, filtered = known.answers(side, given, relation)
         others = filtered != answer[query]
         query, filtered = query[others], filtered[others]
     n_candidate = sharding.n_entity - np.bincount(query, minlength=len(triples))

@@ -52,6 +52,12 @@ class KnownTriples:
         """Known answers of queries (?, r, t); see :meth:`tails`."""
         return self._look_up(self._heads, tail, relation)
 
+    def answers(
+        self, side: str, entity: NDArray[np.integer], relation: NDArray[np.integer]
+    ) -> Tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """:meth:`heads` or :meth:`tails`, whichever `side`, "head" or "tail", is asked for."""
+        return (self.tails if side == "tail" else self.heads)(entity, relation)
+
     def _key(self, entity: NDArray[np.integer], relation: NDArray[np.integer]) -> NDArray[np.int64]:
         key: NDArray[np.int64] = np.asarray(relation, np.int64) * self.n_entity + entity
         return key

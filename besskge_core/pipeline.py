@@ -174,8 +174,7 @@ class AllScoresPipeline(nn.Module):
         """Queries, and flat rows of the candidates that are taken out; never the true answer."""
         if self._known is None:
             return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-        look_up = self._known.heads if self.asked == "head" else self._known.tails
-        query, entity = look_up(given, relation)
+        query, entity = self._known.answers(self.asked, given, relation)
         if answer is not None:
             others = entity != answer.numpy()[query]
             query, entity = query[others], entity[others]

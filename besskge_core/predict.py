@@ -257,7 +257,7 @@ class Predictor:
     ) -> Tuple[Tensor, Tensor]:
         """Which query, and the flat row of an entity that is known to answer it."""
         known = self._known_triples
-        query, answer = (known.tails if side == "tail" else known.heads)(entity, relation)
+        query, answer = known.answers(side, entity, relation)
         device, rows = self.score_fn.entity_embedding.device, self.score_fn.sharding.flat_row
         return torch.from_numpy(query).to(device), torch.from_numpy(rows[answer]).to(device)
 

@@ -110,6 +110,8 @@ def test_a_model_without_queries_for_heads_says_what_it_needs(graph):
     model = make_score("conve", sharding, graph.n_relation_type, inverse=False)
     with pytest.raises(ConfigError, match="ConvE cannot score heads.*with inverse relations"):
         rank_triples(model, graph.triples["test"])
+    with pytest.raises(ConfigError, match="ConvE cannot score heads.*with inverse relations"):
+        rank_candidates(model, graph.triples["test"], {"head": np.zeros((1, 3), int)})
 
 
 def test_raw_ranks_take_all_entities(graph):

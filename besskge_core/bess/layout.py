@@ -5,12 +5,12 @@ Axes as in the package's docstring; G: groups of P positives, one of each shard 
 
 from __future__ import annotations
 
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from besskge_core.scoring import Heads
+from besskge_core.scoring import BaseScoreFunction, Heads, Query
 
 
 class MicroBatch(NamedTuple):
@@ -76,6 +76,15 @@ def join_sides(scores: List[Tensor], sides: List[Side]) -> Tensor:
         return scores[0]
     grouped = [x.unflatten(0, (-1, side.last - side.first)) for x, side in zip(scores, sides)]
     return torch.cat(grouped, dim=1).flatten(0, 1)
+
+
+def ask(
+    score_fn: BaseScoreFunction, head: Tensor, relation: Tensor, tail: Tensor, heads: Heads
+) -> Tuple[Query, Tensor, Tensor]:
+    """Of triples, rows (B, D) and relation IDs (B,): queries, answers (B, D) and their scores (B,)."""
+    query = score_fn.query(choose(heads, tail, head), relation, heads)
+    answer = choose(heads, head, tail)
+    return query, answer, score_fn.score_query(query, answer, heads)
 
 
 def choose(heads: Heads, if_heads: Tensor, if_tails: Tensor) -> Tensor:

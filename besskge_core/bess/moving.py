@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from besskge_core.bess.base import BessKGE, heads_of
-from besskge_core.bess.layout import MicroBatch, Scored, choose, join_sides, of_side
+from besskge_core.bess.layout import MicroBatch, Scored, ask, join_sides, of_side
 from besskge_core.errors import ConfigError
 from besskge_core.loss import Loss
 from besskge_core.metric import Evaluation
@@ -52,9 +52,8 @@ class EmbeddingMovingBessKGE(BessKGE):
             for i, side in enumerate(sides):
                 heads = heads_of(side, *(replaced or [None]))
                 h_s, r_s, t_s = (of_side(x, 0, side, n_positive) for x in (h, r, t))
-                query = self.score_fn.query(choose(heads, t_s, h_s), r_s, heads)
-                own = choose(heads, h_s, t_s)
-                positives.append(self.score_fn.score_query(query, own, heads))
+                query, own, own_score = ask(self.score_fn, h_s, r_s, t_s, heads)
+                positives.append(own_score)
                 candidates = self._candidates(self._blocks(lists, 1, i, side, n_positive))
                 of_side_scores = [self.score_fn.score_candidates(query, candidates, heads)]
                 if self.augment_negative:
@@ -202,8 +201,8 @@ class ScoreMovingBessKGE(BessKGE):
         positives, queries = [], []
         for h, r, t, *own_heads in zip(*(x.unbind() for x in of_shards)):
             asked = own_heads[0] if own_heads else heads
-            query = self.score_fn.query(choose(asked, t, h), r, asked)
-            positives.append(self.score_fn.score_query(query, choose(asked, h, t), asked))
+            query, _, own_score = ask(self.score_fn, h, r, t, asked)
+            positives.append(own_score)
             queries.append([*query, *own_heads])
         return positives, [self.exchange.all_gather(torch.stack(x)) for x in zip(*queries)]
 

@@ -14,7 +14,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from besskge_core.bess.layout import choose
+from besskge_core.bess.layout import ask
 from besskge_core.bess.tiled import Left, tiled_logsumexp
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
@@ -154,8 +154,8 @@ class OneVsAllBessKGE(nn.Module):
         heads = side == "head"
         positive, queries = [], []
         for h, r, t in zip(*(x.unbind() for x in triples)):
-            query = self.score_fn.query(choose(heads, t, h), r, heads)
-            positive.append(self.score_fn.score_query(query, choose(heads, h, t), heads))
+            query, _, own_score = ask(self.score_fn, h, r, t, heads)
+            positive.append(own_score)
             queries.append(query)
         gathered = [self.exchange.all_gather(torch.stack(x)).flatten(1, 2) for x in zip(*queries)]
         answers = self._answers(head if heads else tail, heads)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Optional
+import abc
+from typing import ClassVar, Optional
 
 import torch
 from torch import Tensor, nn
@@ -230,45 +231,9 @@ class CrossedDistance(PairScore):
         return -norm(h * of_head + r - t * of_tail, self.p)
 
 
-@SCORE_FUNCTIONS.register("interht")
-class InterHT(NamedScoreFunction):
-    """-||h o (t' + u) + r - t o (h' + u)||_p. Wang et al., 2022.
+class CrossedModel(NamedScoreFunction, abc.ABC):
+    """The constructor of models whose head and tail scale each other.
 
-    Entities: entity, auxiliary, 2 * `embedding_size`. Arguments as for
-    :class:`~besskge_core.scoring.models.DistanceModel`, and:
-
-    Args:
-        normalize_entities: give entities and auxiliaries length 1 first.
-        offset: u.
-    """
-
-    entity_initializers = (init_KGE_uniform, init_KGE_uniform)
-
-    def __init__(
-        self,
-        negative_sample_sharing: bool,
-        scoring_norm: int,
-        sharding: Sharding,
-        n_relation_type: int,
-        embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
-        normalize_entities: bool = True,
-        offset: float = 1.0,
-        inverse_relations: bool = False,
-    ) -> None:
-        super().__init__(
-            CrossedDistance(embedding_size, scoring_norm, normalize_entities, offset),
-            negative_sample_sharing, sharding, n_relation_type,
-            entity_initializer, relation_initializer, inverse_relations,
-        )  # fmt: skip
-
-
-@SCORE_FUNCTIONS.register("trans")
-class TranS(NamedScoreFunction):
-    """-||h o (t' + u + r_bar) + r - t o (h' + u - r_hat)||_p. Zhang et al., 2022.
-
-    Entities: entity, tilde, 2 * `embedding_size`; relations: r, bar, hat, 3 * `embedding_size`.
     Arguments as for :class:`~besskge_core.scoring.models.DistanceModel`, and:
 
     Args:
@@ -277,6 +242,7 @@ class TranS(NamedScoreFunction):
     """
 
     entity_initializers = (init_KGE_uniform, init_KGE_uniform)
+    adjusted: ClassVar[bool]
 
     def __init__(
         self,
@@ -292,7 +258,30 @@ class TranS(NamedScoreFunction):
         inverse_relations: bool = False,
     ) -> None:
         super().__init__(
-            CrossedDistance(embedding_size, scoring_norm, normalize_entities, offset, adjusted=True),
+            CrossedDistance(
+                embedding_size, scoring_norm, normalize_entities, offset, self.adjusted
+            ),
             negative_sample_sharing, sharding, n_relation_type,
             entity_initializer, relation_initializer, inverse_relations,
         )  # fmt: skip
+
+
+@SCORE_FUNCTIONS.register("interht")
+class InterHT(CrossedModel):
+    """-||h o (t' + u) + r - t o (h' + u)||_p. Wang et al., 2022.
+
+    Entities: entity, auxiliary, 2 * `embedding_size`. Arguments as for :class:`CrossedModel`.
+    """
+
+    adjusted = False
+
+
+@SCORE_FUNCTIONS.register("trans")
+class TranS(CrossedModel):
+    """-||h o (t' + u + r_bar) + r - t o (h' + u - r_hat)||_p. Zhang et al., 2022.
+
+    Entities: entity, tilde, 2 * `embedding_size`; relations: r, bar, hat, 3 * `embedding_size`.
+    Arguments as for :class:`CrossedModel`.
+    """
+
+    adjusted = True
