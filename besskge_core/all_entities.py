@@ -9,11 +9,14 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import Iterator, List, NamedTuple, Tuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from besskge_core.errors import ConfigError
 from besskge_core.scoring import BaseScoreFunction, Query
+from besskge_core.sharding import Sharding
 
 SIDES = ("head", "tail")
 
@@ -23,6 +26,13 @@ class Tile(NamedTuple):
 
     first: int
     scores: Tensor
+
+
+def marked_rows(sharding: Sharding, entity: NDArray[np.integer]) -> Tensor:
+    """bool, by flat row: whether an entity is one of these IDs."""
+    marked = torch.zeros(sharding.shard_and_idx_to_entity.size, dtype=torch.bool)
+    marked[torch.from_numpy(sharding.flat_row[entity])] = True
+    return marked
 
 
 def make_query(

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from besskge_core.all_entities import Tile, evaluating
+from besskge_core.all_entities import Tile, evaluating, marked_rows
 from besskge_core.batch_sampler import Batch, ShardedBatchSampler
 from besskge_core.bess import AllScoresBESS
 from besskge_core.errors import ConfigError
@@ -278,6 +278,4 @@ def _allowed(candidate_ents: Optional[ArrayLike], score_fn: BaseScoreFunction) -
             f"candidate_ents has {len(ids)} IDs{f' up to {ids.max()}' if len(ids) else ''},"
             f" expected some of [0, {sharding.n_entity})"
         )
-    allowed = torch.zeros(sharding.shard_and_idx_to_entity.size, dtype=torch.bool)
-    allowed[torch.from_numpy(sharding.flat_row[ids])] = True
-    return allowed
+    return marked_rows(sharding, ids)

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from besskge_core.all_entities import SIDES, AllEntityScorer, evaluating
+from besskge_core.all_entities import SIDES, AllEntityScorer, evaluating, marked_rows
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
@@ -266,9 +266,7 @@ class Predictor:
         if candidates is None:
             return None
         (entity,) = self._checked_ids(1, candidate=candidates)
-        sharding = self.score_fn.sharding
-        allowed = torch.zeros(sharding.shard_and_idx_to_entity.size, dtype=torch.bool)
-        allowed[torch.from_numpy(sharding.flat_row[entity])] = True
+        allowed = marked_rows(self.score_fn.sharding, entity)
         return allowed.to(self.score_fn.entity_embedding.device)
 
     def _checked_ids(self, k: int, **ids: ArrayLike) -> List[NDArray[np.int64]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from besskge_core.bess.filtering import known_candidates, pad_pairs
-from besskge_core.bess.layout import MicroBatch, Scored, Side, of_side, sides_of
+from besskge_core.bess.layout import MicroBatch, Scored, Side, of_side, sides_of, weights_of
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
 from besskge_core.known import KnownTriples
@@ -260,11 +260,7 @@ class BessKGE(nn.Module, abc.ABC):
     ) -> Tensor:
         assert self.loss_fn is not None
         n_host = scored.positive.shape[0]
-        weight = scored.positive.new_ones(n_host, 1)
-        if triple_weight is not None:
-            weight = triple_weight.reshape(n_host, -1).to(weight.dtype)
-        if triple_mask is not None:
-            weight = weight * triple_mask.reshape(n_host, -1)
+        weight = weights_of(scored.positive, triple_weight, triple_mask)
         n_negative = scored.n_negative
         if n_negative is None and scored.mask is not None:
             n_negative = scored.mask.sum(-1)

@@ -78,6 +78,19 @@ def join_sides(scores: List[Tensor], sides: List[Side]) -> Tensor:
     return torch.cat(grouped, dim=1).flatten(0, 1)
 
 
+def weights_of(
+    positive: Tensor, triple_weight: Optional[Tensor], triple_mask: Optional[Tensor]
+) -> Tensor:
+    """Weights (L, B) or (L, 1) of positives (L, B) from weights and a mask of any such layout."""
+    n_host = positive.shape[0]
+    weight = positive.new_ones(n_host, 1)
+    if triple_weight is not None:
+        weight = triple_weight.reshape(n_host, -1).to(weight.dtype)
+    if triple_mask is not None:
+        weight = weight * triple_mask.reshape(n_host, -1)
+    return weight
+
+
 def ask(
     score_fn: BaseScoreFunction, head: Tensor, relation: Tensor, tail: Tensor, heads: Heads
 ) -> Tuple[Query, Tensor, Tensor]:

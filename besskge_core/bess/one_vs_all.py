@@ -14,7 +14,7 @@ from typing import Dict, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from besskge_core.bess.layout import ask
+from besskge_core.bess.layout import ask, weights_of
 from besskge_core.bess.tiled import Left, tiled_logsumexp
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
@@ -122,16 +122,12 @@ class OneVsAllBessKGE(nn.Module):
         match_shapes(
             head=(head, "L S P"), relation=(relation, "L S P"), tail=(tail, "L S P"), **optional
         )
-        n_host, n_query = head.shape[0], head[0].numel()
+        n_query = head[0].numel()
         rows = gather(self.entity_embedding, torch.cat([head.flatten(1), tail.flatten(1)], dim=1))
         sent = rows[:, n_query:].unflatten(1, tail.shape[1:])
         head_rows, tail_rows = rows[:, :n_query], self.exchange.all_to_all(sent).flatten(1, 2)
         relations = relation.flatten(1)
-        weight = head_rows.new_ones(n_host, 1)
-        if triple_weight is not None:
-            weight = triple_weight.reshape(n_host, -1).to(weight.dtype)
-        if triple_mask is not None:
-            weight = weight * triple_mask.flatten(1)
+        weight = weights_of(head_rows, triple_weight, triple_mask)
         cost = torch.zeros((), device=head.device)
         positives = []
         for side in self.sides:
