@@ -30,6 +30,10 @@ OPTIMIZERS: Registry[type] = Registry("optimizer")
 
 Plans = Mapping[nn.Parameter, RowPlan]
 
+#: Numbers of a parameter that are updated at once where all of it is: a block, its gradient and
+#: its state fit in a core's cache.
+BLOCK = 2**16
+
 
 class RowOptimizer(torch.optim.Optimizer, abc.ABC):
     """Base of the row-wise optimisers.
@@ -108,10 +112,7 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         tensors = {name: x for name, x in kept.items() if isinstance(x, Tensor)}
         wide = torch.promote_types(parameter.dtype, torch.float32)
         if not grad.is_sparse:
-            weight = parameter.to(wide)  # the parameter itself, unless it is of half precision
-            self._decay_and_update(weight, grad.to(wide), tensors, kept["step"], group)
-            if weight is not parameter:
-                parameter.copy_(weight)
+            self._update_whole(parameter, grad, tensors, kept["step"], group)
             return
         values, rows = grad._values(), _flat_rows(grad)
         if plan is None:
@@ -126,6 +127,29 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         table.index_copy_(0, touched, weight.to(table.dtype))
         for name, rows_of_state in state.items():
             tables[name].index_copy_(0, touched, rows_of_state)
+
+    def _update_whole(
+        self,
+        parameter: nn.Parameter,
+        grad: Tensor,
+        state: Dict[str, Tensor],
+        step: int,
+        group: Mapping[str, float],
+    ) -> None:
+        """Update all rows, some at a time: what is computed on the way stays in the cache."""
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        tensors = [parameter, grad, *state.values()]
+        if parameter.dim() > 1:
+            tensors = [x.reshape(parameter.shape[:-1].numel(), x.shape[-1]) for x in tensors]
+        n_row = max(BLOCK // max(parameter.shape[-1] if parameter.dim() > 1 else 1, 1), 1)
+        if parameter.dim() == 0 or not parameter.is_contiguous():
+            tensors, n_row = [parameter, grad, *state.values()], 0
+        for block in zip(*(x.split(n_row) if n_row else (x,) for x in tensors)):
+            own, of_grad, of_state = block[0], block[1], dict(zip(state, block[2:]))
+            weight = own.to(wide)  # the rows themselves, unless they are of half precision
+            self._decay_and_update(weight, of_grad.to(wide), of_state, step, group)
+            if weight is not own:
+                own.copy_(weight)
 
     def _decay_and_update(
         self,

@@ -15,7 +15,7 @@ LAYERS = [  # low to high; modules of one line may know each other
     "errors", "registry", "config environment vocabulary", "counting", "philox", "shapes",
     "reading", "dataset", "catalogue",
     "sharding", "known", "negative_sampler", "batch_sampler", "exchange", "ops", "embedding",
-    "regularizer", "loss", "metric", "scoring", "utils", "bess", "optim", "runtime", "all_entities",
+    "loss", "metric", "scoring", "regularizer", "utils", "bess", "optim", "runtime", "all_entities",
     "top_k", "evaluation", "predict", "pipeline", "training", "report", "cli",
 ]  # fmt: skip
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}

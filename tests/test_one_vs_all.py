@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from besskge_core.bess.one_vs_all import OneVsAllBessKGE
 from besskge_core.errors import ConfigError
+from besskge_core.loss import (
+    LOSSES,
+    InfoNCELoss,
+    LabelledLoss,
+    LogSigmoidLoss,
+    NSSALoss,
+    PairwiseMarginLoss,
+)
+from besskge_core.loss.entries import labelled
 from besskge_core.regularizer import LpRegularizer
 from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.sharding import Sharding
@@ -25,13 +36,12 @@ def prepare(graph, n_shard=4, score="complex", dtype=torch.float64, **options):
     weight = 1 + torch.rand(40, generator=torch.manual_seed(0), dtype=dtype)
     batch["triple_weight"] = weight[place].view(n_shard, -1)  # padding has some weight, too
     score_fn = make_score(score, sharding, graph.n_relation_type, dtype=dtype)
-    options = {"loss_scale": float(n_shard), **options}
     return OneVsAllBessKGE(score_fn, **options), batch, torch.from_numpy(triples).long(), weight
 
 
 def dense_loss(model, triples, weight):
     """The formula, with all scores at once."""
-    score_fn = model.score_fn
+    score_fn, loss_fn = model.score_fn, model.loss_fn
     flat = score_fn.entity_embedding.flatten(end_dim=1)
     table = flat[torch.from_numpy(score_fn.sharding.flat_row)]
     h, r, t = triples.T
@@ -43,15 +53,24 @@ def dense_loss(model, triples, weight):
         )
         pair = (every, known) if side == "head" else (known, every)
         scores = score_fn.score_triple(table[pair[0]], many, table[pair[1]]).view(-1, n_entity)
-        answer = h if side == "head" else t
-        scores = scores - model.margin * torch.nn.functional.one_hot(answer, n_entity)
-        loss = torch.nn.functional.cross_entropy(
-            scores / model.temperature, answer, reduction="none"
+        total = total + loss_fn._reduce(  # not `process_lcwa_scores`, whose weighted BCE is torch's
+            loss_fn.of_labels(
+                labelled(scores, h if side == "head" else t)._replace(row_weight=weight[:, None]),
+                model.smoothing,
+            ),
+            in_number=False,
         )
-        total = total + (weight * loss).sum()
+    share = weight / weight.sum() if loss_fn.reduction == "mean" else weight
     if model.regularizer is not None:
         moduli = score_fn.squared_moduli(table[h], r, table[t])
-        total = total + (weight * model.regularizer(moduli)).sum()
+        total = total + (share * model.regularizer(moduli)).sum()
+    if model.relation_weight:
+        n_relation = len(score_fn.relation_embedding)
+        others = torch.arange(n_relation).repeat(len(h))
+        h, t = h.repeat_interleave(n_relation), t.repeat_interleave(n_relation)
+        scores = score_fn.score_triple(table[h], others, table[t]).view(-1, n_relation)
+        cost = torch.nn.functional.cross_entropy(scores, r, reduction="none")
+        total = total + model.relation_weight * (share * cost).sum()
     return total
 
 
@@ -82,9 +101,43 @@ def test_every_score_function_trains_against_all_entities(graph, score):
     check(*prepare(graph, score=score, sides=sides, max_scores=500))
 
 
+#: One of each kind of loss with labels, and options that are not the defaults.
+LABELLED = {name: LOSSES[name] for name in LOSSES if issubclass(LOSSES[name], LabelledLoss)}
+
+
+@pytest.mark.parametrize("n_shard", SHARDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", sorted(LABELLED))
+def test_every_loss_with_labels_trains_against_all_entities(graph, name, reduction, n_shard):
+    loss_fn = LABELLED[name](reduction=reduction)
+    check(*prepare(graph, n_shard, loss_fn=loss_fn, max_scores=500 if n_shard > 1 else 2**22))
+
+
+@pytest.mark.parametrize("max_scores", [1, 300, 2**22])
+@pytest.mark.parametrize("name", sorted(LABELLED))
+def test_no_loss_depends_on_the_tiles(graph, name, max_scores):
+    check(*prepare(graph, 2, loss_fn=LABELLED[name](), max_scores=max_scores))
+
+
 @pytest.mark.parametrize("n_shard", [1, 4])
-def test_margin_temperature_and_regularizer(graph, n_shard):
-    options = dict(margin=0.3, temperature=0.2, regularizer=LpRegularizer(0.1, 3.0))
+@pytest.mark.parametrize(
+    "name", sorted(name for name, kind in LABELLED.items() if kind.smooths_labels)
+)
+def test_labels_are_smoothed(graph, name, n_shard):
+    check(*prepare(graph, n_shard, loss_fn=LABELLED[name](), label_smoothing=0.1, max_scores=500))
+
+
+@pytest.mark.parametrize("n_shard", [1, 4])
+@pytest.mark.parametrize("score", ["complex", "rescal", "simple", "cp", "hole", "transe", "tucker"])
+def test_relations_are_predicted_too(graph, score, n_shard):
+    check(*prepare(graph, n_shard, score, relation_weight=0.3, sides=("tail",)))
+
+
+@pytest.mark.parametrize("n_shard", [1, 4])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_margin_temperature_and_regularizer(graph, n_shard, reduction):
+    loss_fn = InfoNCELoss(0.3, math.log(0.2), reduction)
+    options = dict(loss_fn=loss_fn, regularizer=LpRegularizer(0.1, 3.0))
     check(*prepare(graph, n_shard, max_scores=500, **options))
 
 
@@ -95,7 +148,7 @@ def test_single_precision_agrees_with_the_dense_formula(graph, n_shard):
 
 
 def test_an_answer_that_beats_all_others_by_far_costs_nothing_and_loses_no_digits(graph):
-    model, batch, *_ = prepare(graph, score="transe", margin=0.02, temperature=1e-3)
+    model, batch, *_ = prepare(graph, score="transe", loss_fn=InfoNCELoss(0.02, -7.0))
     out = model(**batch)
     out["loss"].backward()
     assert torch.isfinite(out["loss"])
@@ -130,20 +183,20 @@ def test_scores_of_all_entities_never_exist(n_entity):
     assert made.size <= table < 256 * n_entity  # of 256 queries
 
 
-def test_a_shard_alone_computes_what_it_does_in_one_process(graph):
-    model, batch, *_ = prepare(graph, max_scores=300, return_scores=True)
+@pytest.mark.parametrize("loss_fn", [InfoNCELoss(), PairwiseMarginLoss(), NSSALoss()])
+def test_a_shard_alone_computes_what_it_does_in_one_process(graph, loss_fn):
+    model, batch, *_ = prepare(graph, max_scores=300, loss_fn=loss_fn)
     table = model.entity_embedding.detach()
 
     def run(rank, exchange):
         score_fn = make_score("complex", model.score_fn.sharding, 4)
         score_fn.entity_embedding = torch.nn.Parameter(table[rank : rank + 1].clone())
-        own = OneVsAllBessKGE(score_fn, loss_scale=4.0, max_scores=300, return_scores=True)
-        own.exchange, own.is_entity = exchange, own.is_entity[rank : rank + 1]
+        own = OneVsAllBessKGE(score_fn, loss_fn, max_scores=300)
+        own.exchange = exchange
         return own(**{name: x[rank : rank + 1] for name, x in batch.items()})
 
     together, apart = model(**batch), Shards(4).run(run)
     assert_close(torch.stack([x["loss"] for x in apart]).mean(), together["loss"])
-    assert_close(torch.cat([x["positive_score"] for x in apart]), together["positive_score"])
 
 
 def test_what_cannot_be_trained_so_is_refused(graph):
@@ -154,5 +207,9 @@ def test_what_cannot_be_trained_so_is_refused(graph):
         OneVsAllBessKGE(make_score("conve", sharding, 4))
     with pytest.raises(ConfigError, match="create the sharding without hubs"):
         OneVsAllBessKGE(make_score("transe", Sharding.create(37, 2, 0, hubs=np.array([3])), 4))
-    with pytest.raises(ConfigError, match="temperature and max_scores must be above 0, got 0.0"):
-        OneVsAllBessKGE(make_score("transe", sharding, 4), temperature=0.0)
+    with pytest.raises(ConfigError, match="max_scores must be at least 1, got 0"):
+        OneVsAllBessKGE(make_score("transe", sharding, 4), max_scores=0)
+    with pytest.raises(ConfigError, match="LogSigmoidLoss is of sampled negatives; with all"):
+        OneVsAllBessKGE(make_score("transe", sharding, 4), LogSigmoidLoss(1.0, False))
+    with pytest.raises(ConfigError, match="relation_weight must be at least 0, got -1"):
+        OneVsAllBessKGE(make_score("transe", sharding, 4), relation_weight=-1.0)

@@ -150,7 +150,11 @@ def test_every_way_of_choosing_negatives_and_buckets_trains(tmp_path, flags):
         (dict(negatives="typed"), "give shared_negatives = false"),
         (dict(augment_negative=True, scheme="embedding", corruption="either"), "got 'either'"),
         (dict(replicate_hubs=-1), "replicate_hubs must be at least 0, got -1"),
-        (dict(scheme="all", loss="logsigmoid"), "'all' is the cross-entropy of 'sampledsoftmax'"),
+        (
+            dict(scheme="all", loss="logsigmoid"),
+            "needs a loss of scores with labels.*got 'logsigmoid'",
+        ),
+        (dict(label_smoothing=0.1), "label_smoothing and relation_weight need scheme 'all'"),
         (dict(scheme="all", replicate_hubs=3), r"so that \['replicate_hubs'\] mean nothing"),
         (dict(scheme="all", augment_negative=True), "needs scheme 'embedding', got 'all'"),
     ],

@@ -288,9 +288,8 @@ class BessKGE(nn.Module, abc.ABC):
         assert self.regularizer is not None
         if scored.head is None or scored.tail is None:
             raise ConfigError(f"{type(self).__name__} gives a regularizer no embeddings")
-        moduli = self.score_fn.squared_moduli(scored.head, relation.flatten(1), scored.tail)
-        penalty: Tensor = self.regularizer(moduli)
-        return penalty
+        relations = relation.flatten(1)
+        return self.regularizer.of_triples(self.score_fn, scored.head, relations, scored.tail)
 
     def _exclude(self, scored: Scored, negative_mask: Tensor, n_positive: int) -> Scored:
         """Take negatives out: their score becomes -inf."""

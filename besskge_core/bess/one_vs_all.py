@@ -1,70 +1,228 @@
 """Training against all entities: each shard scores everyone's queries with its own entities.
 
-Entities do not move. What travels is the tails, for the positives; the queries; and one
+Entities do not move to be candidates. What travels is the queries; and, for a softmax, one
 log-sum-exp of each query from every shard, which together give that over all entities (and are
 exact in their gradients, for the shares of the shards are a softmax too).
 
-Axes as in the package's docstring; Q: width of a query.
+Axes as in the package's docstring; Q: queries of all shards; K: answers.
 """
 
 from __future__ import annotations
 
-from typing import Dict, List, Optional, Sequence, Tuple
+import abc
+import contextlib
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
-from besskge_core.bess.layout import ask, weights_of
-from besskge_core.bess.tiled import Left, tiled_logsumexp
+from besskge_core.bess.layout import weights_of
+from besskge_core.bess.tiled import Here, Task, TileShape, all_entity_loss
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
+from besskge_core.loss import CrossEntropyLoss, LabelledLoss
+from besskge_core.loss.entries import wide
 from besskge_core.ops import gather
 from besskge_core.regularizer import Regularizer
 from besskge_core.scoring import BaseScoreFunction, Query
 from besskge_core.shapes import match_shapes
+from besskge_core.sharding import Sharding
 
 SIDES = ("head", "tail")
 
+#: Which of everyone's queries have their answers here, and in which rows: (K,) each.
+Answers = Tuple[Tensor, Tensor]
 
-class OneVsAllBessKGE(nn.Module):
-    """Cross-entropy of each triple's answers among all entities, for one side or both.
 
-    With both sides this is the symmetric objective of Lacroix et al., ICML 2018; a model with
-    inverse relations, trained on inverse triples too, asks for tails alone.
+class AllEntitiesBessKGE(nn.Module, abc.ABC):
+    """Base of what is trained with the scores of all entities.
 
     Args:
         score_fn: score function, which owns the tables.
-        sides: what is asked for: "head", "tail".
-        margin: taken off the scores of the answers.
-        temperature: scores are divided by it.
-        loss_scale: factor of the loss, which is a sum over the triples of a shard and both sides.
-        regularizer: penalty of the embeddings of the positives.
-        return_scores: also return the scores of the answers.
-        max_scores: scores held at a time.
+        loss_fn: loss of scores with labels; None: cross-entropy.
+        label_smoothing: of the labels; what it means is the loss's business.
+        regularizer: penalty of the embeddings of the triples.
+        max_scores: scores held at a time; the numbers do not depend on it.
+        score_dtype: type in which candidates are scored, such as torch.bfloat16; None: that of the
+            tables. Losses are computed in float32 in any case.
 
     Attributes:
         exchange: the collectives; set by the runtime, one process by default.
-        inputs: columns of a batch that :meth:`forward` takes.
+        inputs: columns of a batch that `forward` takes.
         paired: batches are of triples partitioned by shard pairs.
     """
 
-    paired = True
-
-    inputs: Tuple[str, ...] = ("head", "relation", "tail", "triple_mask", "triple_weight")
-    is_entity: Tensor
+    inputs: Tuple[str, ...]
+    paired: bool
 
     def __init__(
         self,
         score_fn: BaseScoreFunction,
-        sides: Sequence[str] = SIDES,
-        margin: float = 0.0,
-        temperature: float = 1.0,
-        loss_scale: float = 1.0,
+        loss_fn: Optional[LabelledLoss] = None,
+        label_smoothing: float = 0.0,
         regularizer: Optional[Regularizer] = None,
-        return_scores: bool = False,
-        max_scores: int = 2**22,
+        max_scores: int = 2**24,
+        score_dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
+        loss_fn = CrossEntropyLoss() if loss_fn is None else loss_fn
+        if not isinstance(loss_fn, LabelledLoss):
+            raise ConfigError(
+                f"{type(loss_fn).__name__} is of sampled negatives; with all entities give a loss"
+                " of labels, such as CrossEntropyLoss or BCEWithLogitsLoss"
+            )
+        if score_fn.sharding.hub_rows is not None:
+            raise ConfigError(
+                "no entity moves here, so hubs mean nothing: create the sharding without hubs"
+            )
+        if max_scores < 1:
+            raise ConfigError(f"max_scores must be at least 1, got {max_scores}")
+        self.score_fn, self.loss_fn, self.regularizer = score_fn, loss_fn, regularizer
+        self.smoothing = loss_fn.smoothing(label_smoothing, score_fn.sharding.n_entity)
+        self.max_scores, self.score_dtype = max_scores, score_dtype
+        self.exchange: Exchange = LocalExchange(score_fn.sharding.n_shard)
+
+    @property
+    def entity_embedding(self) -> nn.Parameter:
+        """The entity table of the score function, (L, E, D)."""
+        return self.score_fn.entity_embedding
+
+    @property
+    def sharding(self) -> Sharding:
+        """Of the entities, that of the score function."""
+        return self.score_fn.sharding
+
+    def _own_shard(self, n_host: int) -> Tensor:
+        """(L, 1): which shards are hosted."""
+        n_shard = self.exchange.n_shard
+        shard = torch.arange(n_shard, device=self.entity_embedding.device)
+        return self.exchange.all_to_all(shard.expand(n_host, n_shard))[:, :1]  # sent by all
+
+    def _against_all(
+        self, query: Sequence[Query], heads: bool, answers: Sequence[Answers], weight: Tensor
+    ) -> Tensor:
+        """The loss of queries with all entities, or the hosted shards' part of it, ().
+
+        Args:
+            query: of each hosted shard, (B, ...) each.
+            heads: whether heads are asked for.
+            answers: of each hosted shard.
+            weight: (L, B), of the queries.
+        """
+        score_fn, exchange = self.score_fn, self.exchange
+        table = score_fn.entity_embedding
+        padding = self._padding(len(query))
+        everyone = [exchange.all_gather(torch.stack(x)).flatten(1, 2) for x in zip(*query)]
+        here = [
+            Here(tuple(own), table[i], *answers[i], None if padding is None else padding[i])
+            for i, own in enumerate(zip(*(x.unbind() for x in everyone)))
+        ]
+        pair_query = None
+        if self.loss_fn.pairs:
+            here, pair_query = self._with_pairs(here, heads)
+        weights = exchange.all_gather(weight).flatten(1)[0].unsqueeze(1)  # (Q, 1), the same on all
+        n_here = torch.zeros(len(here), len(weights), device=weights.device)
+        for count, shard in zip(n_here, here):
+            count.index_add_(0, shard.which.long(), torch.ones_like(shard.which, dtype=count.dtype))
+        n_positive = exchange.all_reduce(n_here)[0].to(weights.dtype).unsqueeze(1)
+
+        def score(of_query: Query, rows: Tensor) -> Tensor:
+            return score_fn.score_candidates(of_query, rows.unsqueeze(0), heads)
+
+        task = Task(
+            loss_fn=self.loss_fn,
+            smoothing=self.smoothing,
+            score=score,
+            weight=weights,
+            n_positive=n_positive,
+            n_kept=torch.full_like(n_positive, score_fn.sharding.n_entity),
+            pair_query=pair_query,
+            exchange=exchange,
+            shape=TileShape.of(len(weights), table.shape[1], len(here), self.max_scores),
+            cast=self._cast,
+        )
+        others: List[Tensor] = [x for x in score_fn.parameters() if x is not table]
+        return all_entity_loss(task, here, others)
+
+    def _with_pairs(self, here: Sequence[Here], heads: bool) -> Tuple[List[Here], Tensor]:
+        """Tell all shards the scores of all answers."""
+        most = torch.tensor([[len(x.which)] for x in here], device=here[0].which.device)
+        n_answer = int(self.exchange.all_gather(most).max())
+        which, score = [], []
+        for x in here:
+            query = tuple(part[x.which] for part in x.query)
+            own = self.score_fn.score_query(query, x.table[x.row], heads)
+            missing = n_answer - len(own)
+            which.append(nn.functional.pad(x.which, (0, missing), value=-1))
+            score.append(nn.functional.pad(own, (0, missing)))
+        all_which = self.exchange.all_gather(torch.stack(which)).flatten(1)
+        all_score = self.exchange.all_gather(torch.stack(score)).flatten(1)
+        pairs = [x._replace(pair_score=of_pairs) for x, of_pairs in zip(here, all_score.unbind())]
+        return pairs, all_which[0]
+
+    def _padding(self, n_host: int) -> Optional[Tensor]:
+        """bool (L, E), True where a row is of no entity; None if no shard has such rows."""
+        sharding = self.score_fn.sharding
+        if int(sharding.shard_counts.min()) == self.entity_embedding.shape[1]:
+            return None
+        ids = torch.from_numpy(sharding.shard_and_idx_to_entity).to(self.entity_embedding.device)
+        return (ids >= sharding.n_entity)[self._own_shard(n_host)[:, 0]]
+
+    def _cast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.score_dtype is None or self.score_dtype == self.entity_embedding.dtype:
+            return contextlib.nullcontext()
+        return torch.autocast(self.entity_embedding.device.type, dtype=self.score_dtype)
+
+    def _penalty(self, head: Tensor, relation: Tensor, tail: Tensor, weight: Tensor) -> Tensor:
+        """That of triples: rows (L, B, D), relation IDs and weights (L, B); part as of the loss."""
+        assert self.regularizer is not None
+        cost = self.regularizer.of_triples(self.score_fn, head, relation, tail)
+        return self._reduced(cost, weight)
+
+    def _reduced(self, cost: Tensor, weight: Tensor) -> Tensor:
+        """Costs and weights of triples (L, B), reduced and scaled as the loss is; their part."""
+        total = (weight * cost).sum()
+        if self.loss_fn.reduction == "mean":
+            size = self.exchange.all_reduce(weight.sum(-1))[0]
+            total = total / torch.where(size > 0.0, size, torch.ones_like(size))
+        return self.loss_fn.loss_scale * total
+
+
+class OneVsAllBessKGE(AllEntitiesBessKGE):
+    """The answer of each triple against all entities, for one side or both.
+
+    With both sides and cross-entropy this is the symmetric objective of Lacroix et al., ICML 2018,
+    with the same relations for heads; a model with inverse relations, trained on inverse triples
+    too, asks for tails alone, which is the objective as they wrote it. Each triple has one answer;
+    other true ones of its query count as false.
+
+    Args:
+        score_fn: score function, which owns the tables.
+        loss_fn: loss of scores with labels; None: cross-entropy. Losses of the sides are added.
+        sides: what is asked for: "head", "tail".
+        label_smoothing, regularizer, max_scores, score_dtype: see the base class.
+        relation_weight: factor of the cross-entropy of each relation among all relations, as it
+            is predicted from head and tail (Chen et al., AKBC 2021); 0: none.
+
+    Raises:
+        ConfigError: sides that there are not, or that the score function cannot be asked for.
+    """
+
+    inputs = ("head", "relation", "tail", "triple_mask", "triple_weight")
+    paired = True
+
+    def __init__(
+        self,
+        score_fn: BaseScoreFunction,
+        loss_fn: Optional[LabelledLoss] = None,
+        sides: Sequence[str] = SIDES,
+        label_smoothing: float = 0.0,
+        regularizer: Optional[Regularizer] = None,
+        max_scores: int = 2**24,
+        score_dtype: Optional[torch.dtype] = None,
+        relation_weight: float = 0.0,
+    ) -> None:
+        super().__init__(score_fn, loss_fn, label_smoothing, regularizer, max_scores, score_dtype)
         if not sides or set(sides) - set(SIDES):
             raise ConfigError(f"sides are {tuple(sides)}, expected some of {SIDES}")
         if "head" in sides and not score_fn.scores_heads:
@@ -72,27 +230,9 @@ class OneVsAllBessKGE(nn.Module):
                 f"{type(score_fn).__name__} has no query for heads; add inverse triples and ask"
                 " for tails only"
             )
-        if score_fn.sharding.hub_rows is not None:
-            raise ConfigError(
-                "no entity moves here, so hubs mean nothing: create the sharding without hubs"
-            )
-        if not temperature > 0.0 or max_scores < 1:
-            raise ConfigError(
-                f"temperature and max_scores must be above 0, got {temperature} and {max_scores}"
-            )
-        self.score_fn, self.sides = score_fn, tuple(sides)
-        self.margin, self.temperature, self.loss_scale = margin, temperature, loss_scale
-        self.regularizer, self.return_scores = regularizer, return_scores
-        self.max_scores = max_scores
-        self.exchange: Exchange = LocalExchange(score_fn.sharding.n_shard)
-        sharding = score_fn.sharding
-        ids = torch.from_numpy(sharding.shard_and_idx_to_entity)
-        self.register_buffer("is_entity", ids < sharding.n_entity, persistent=False)
-
-    @property
-    def entity_embedding(self) -> nn.Parameter:
-        """The entity table of the score function, (L, E, D)."""
-        return self.score_fn.entity_embedding
+        if not relation_weight >= 0.0:
+            raise ConfigError(f"relation_weight must be at least 0, got {relation_weight}")
+        self.sides, self.relation_weight = tuple(sides), relation_weight
 
     def forward(
         self,
@@ -112,8 +252,8 @@ class OneVsAllBessKGE(nn.Module):
             triple_weight: (L, B) or (L,), weights of the triples.
 
         Returns:
-            "loss" (): mean over the hosted shards. "positive_score" (L * B, side), if
-            `return_scores`.
+            "loss" (): that of the triples of all shards, of which a worker with some of the shards
+            has its part times S / L, so that the mean over workers is the loss.
 
         Raises:
             ShapeError: on other shapes.
@@ -127,62 +267,41 @@ class OneVsAllBessKGE(nn.Module):
         sent = rows[:, n_query:].unflatten(1, tail.shape[1:])
         head_rows, tail_rows = rows[:, :n_query], self.exchange.all_to_all(sent).flatten(1, 2)
         relations = relation.flatten(1)
-        weight = weights_of(head_rows, triple_weight, triple_mask)
-        cost = torch.zeros((), device=head.device)
-        positives = []
+        weight = weights_of(head_rows, triple_weight, triple_mask).expand_as(relations)
+        weight = weight.to(wide(head_rows))
+        own = self._own_shard(len(head))
+        loss = torch.zeros((), dtype=weight.dtype, device=head.device)
         for side in self.sides:
-            positive, rest = self._against_all(side, head, tail, (head_rows, relations, tail_rows))
-            own = (positive - self.margin) / self.temperature
-            cost = cost + nn.functional.softplus(rest - own)
-            positives.append(positive)
+            heads = side == "head"
+            known = tail_rows if heads else head_rows
+            query = [
+                self.score_fn.query(x, r, heads) for x, r in zip(known.unbind(), relations.unbind())
+            ]
+            answers = self._answers(head if heads else tail, own, heads)
+            loss = loss + self._against_all(query, heads, answers, weight)
+        if self.relation_weight:
+            loss = loss + self._relation_loss(head_rows, relations, tail_rows, weight)
         if self.regularizer is not None:
-            moduli = self.score_fn.squared_moduli(head_rows, relations, tail_rows)
-            cost = cost + self.regularizer(moduli)
-        out = {"loss": self.loss_scale * (weight * cost).sum(-1).mean()}
-        if self.return_scores:
-            out["positive_score"] = torch.stack(positives, dim=-1).flatten(end_dim=1)
-        return out
+            loss = loss + self._penalty(head_rows, relations, tail_rows, weight)
+        return {"loss": loss * (self.exchange.n_shard / len(head))}
 
-    def _against_all(
-        self, side: str, head: Tensor, tail: Tensor, triples: Tuple[Tensor, Tensor, Tensor]
-    ) -> Tuple[Tensor, Tensor]:
-        """Scores of the answers, and log-sum-exp of those of all other entities; (L, B) each."""
-        heads = side == "head"
-        positive, queries = [], []
-        for h, r, t in zip(*(x.unbind() for x in triples)):
-            query, _, own_score = ask(self.score_fn, h, r, t, heads)
-            positive.append(own_score)
-            queries.append(query)
-        gathered = [self.exchange.all_gather(torch.stack(x)).flatten(1, 2) for x in zip(*queries)]
-        answers = self._answers(head if heads else tail, heads)
-        sums = [
-            self._sum_here(tuple(query), i, answers[i], heads)
-            for i, query in enumerate(zip(*(x.unbind() for x in gathered)))
+    def _relation_loss(
+        self, head: Tensor, relation: Tensor, tail: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Cross-entropy of the relations among all; as that of the loss, the hosted shards' part."""
+        of_shards = [
+            nn.functional.cross_entropy(
+                self.score_fn.score_relations(h, t).to(weight.dtype), r.long(), reduction="none"
+            )
+            for h, r, t in zip(head.unbind(), relation.unbind(), tail.unbind())
         ]
-        by_peer = torch.stack(sums).unflatten(1, (self.exchange.n_shard, -1))  # (L, S, B), to
-        rest = self.exchange.all_to_all(by_peer).logsumexp(1)
-        return torch.stack(positive).to(rest.dtype), rest
+        return self.relation_weight * self._reduced(torch.stack(of_shards), weight)
 
-    def _answers(self, row: Tensor, heads: bool) -> Tensor:
-        """(L, 2, B): which of everyone's queries have their answers here, and in which row."""
+    def _answers(self, row: Tensor, own: Tensor, heads: bool) -> List[Answers]:
+        """Rows of answers here (L, S, P), to -> those answers."""
         n_host, n_shard, n_positive = row.shape
         shard = torch.arange(n_shard, device=row.device)
-        own = self.exchange.all_to_all(shard.expand(n_host, n_shard))[:, :1]  # sent by all
         # Queries are numbered by processing shard (of heads), shard of tails, place.
         pair = own * n_shard + shard if heads else shard * n_shard + own  # (L, S)
         query = pair[:, :, None] * n_positive + torch.arange(n_positive, device=row.device)
-        return torch.stack([query.flatten(1), row.flatten(1).long()], dim=1)
-
-    def _sum_here(self, query: Query, host: int, answers: Tensor, heads: bool) -> Tensor:
-        """(S * B,): of everyone's queries with the entities of one hosted shard."""
-        score_fn, (which, row) = self.score_fn, answers
-
-        def score(of_query: Query, tile: Tensor) -> Tensor:
-            scores = score_fn.score_candidates(of_query, tile.unsqueeze(0), heads)
-            return scores / self.temperature if self.temperature != 1.0 else scores
-
-        table = self.entity_embedding
-        others: List[Tensor] = [x for x in score_fn.parameters() if x is not table]
-        n_certain = int(score_fn.sharding.shard_counts.min())
-        left = Left(which, row, self.is_entity[host], n_certain)
-        return tiled_logsumexp(score, query, table[host], left, others, self.max_scores)
+        return list(zip(query.flatten(1).unbind(), row.flatten(1).long().unbind()))

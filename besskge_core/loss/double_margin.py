@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Mapping, Optional, Sequence, Tuple, Type, Union
 
-from torch import nn
+from torch import Tensor, nn
 
 from besskge_core.errors import ConfigError
 from besskge_core.loss.base import LOSSES
@@ -140,17 +140,37 @@ class DoubleMarginLoss(PointwiseLoss):
         once_each = samples.kept.sum(1, keepdim=True).to(p.dtype)
         positives = Part(p, weight=product(once_each, row, samples.positive_weight))
         negatives = Part(n, samples.kept, product(row, samples.negative_weight))
-        return self._balanced(positives, negatives)
+        return self._balanced([positives], [negatives])
 
     def of_labels(self, entries: Labelled, smoothing: Smoothing) -> Sequence[Term]:
         score, kept = entries.filled(), entries.kept
-        y = smoothing.smooth(entries.label.to(score.dtype))
+        if entries.label is not None:
+            y = smoothing.smooth(entries.label.to(score.dtype))
+            p, n = self._costs(score, y)
+            return self._balanced(
+                [Part(p, kept, entries.weights)], [Part(n, kept, entries.weights)]
+            )
+        one, zero = smoothing.smooth(1.0), smoothing.smooth(0.0)
+        own, weight = score[entries.places], entries.at(entries.weights)
+        terms = []
+        for whole, as_one, as_zero in zip(
+            self._costs(score, zero), self._costs(own, one), self._costs(own, zero)
+        ):
+            more = Part(as_one - as_zero, None, weight, counts=False)
+            terms.append((Part(whole, kept, entries.weights), more))
+        return self._balanced(*terms)
+
+    def _costs(self, score: Tensor, y: Tensor | float) -> Tuple[Tensor, Tensor]:
+        """What entries of these labels cost as positives and as negatives."""
         p = y * self.margin_activation(self.positive_margin - score)
         n = (1.0 - y) * self.margin_activation(self.negative_margin + score)
-        return self._balanced(Part(p, kept, entries.weights), Part(n, kept, entries.weights))
+        return p, n
 
-    def _balanced(self, positives: Part, negatives: Part) -> Sequence[Term]:
+    def counts(self, n_positive: Tensor, n_kept: Tensor) -> Sequence[Tensor]:
+        return [n_kept, n_kept]
+
+    def _balanced(self, positives: Sequence[Part], negatives: Sequence[Part]) -> Sequence[Term]:
         return [
-            Term((positives,), self.positive_weight),
-            Term((negatives,), self.negative_weight),
+            Term(tuple(positives), self.positive_weight),
+            Term(tuple(negatives), self.negative_weight),
         ]

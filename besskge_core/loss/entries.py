@@ -24,11 +24,13 @@ class Part(NamedTuple):
         cost: finite, of any shape.
         kept: bool, of the same shape; False leaves an entry out. None: all count.
         weight: broadcasts to `cost`. None: 1.
+        counts: whether the entries count in a mean, and are not counted in another part already.
     """
 
     cost: Tensor
     kept: Optional[Tensor] = None
     weight: Optional[Tensor] = None
+    counts: bool = True
 
     def total(self) -> Tensor:
         """The weighted sum of the costs, ()."""
@@ -37,6 +39,8 @@ class Part(NamedTuple):
 
     def size(self, in_number: bool) -> Tensor:
         """The sum of the weights, or the number of entries, ()."""
+        if not self.counts:
+            return self.cost.new_zeros(())
         if self.weight is not None and not in_number:
             weight = self.weight.expand_as(self.cost)
             return (weight if self.kept is None else weight.masked_fill(~self.kept, 0.0)).sum()
@@ -76,33 +80,73 @@ class Samples(NamedTuple):
         return self.negative.masked_fill(~self.kept, 0.0)
 
 
+class Rows(NamedTuple):
+    """What is known of whole rows, where entries are but a tile of their columns.
+
+    Args:
+        n_positive: (B, 1), labels of 1; there are no others but 0.
+        n_kept: (B, 1), entries that are not excluded.
+        log_total: (B, 1), log-sum-exp of :meth:`LabelledLoss.logits`, without gradient, for the
+            losses that have them.
+        pairs: rows (K,) and scores (K,) of all entries of label 1, for losses of pairs.
+    """
+
+    n_positive: Tensor
+    n_kept: Tensor
+    log_total: Optional[Tensor] = None
+    pairs: Optional[Tuple[Tensor, Tensor]] = None
+
+
 class Labelled(NamedTuple):
     """Scores with labels.
 
     Args:
         score: (B, E).
-        label: (B, E), bool or any number.
-        kept: bool (B, E), False excludes an entry, whose score is then -inf and its label 0.
+        label: (B, E), bool or any number; None: see `places`.
+        excluded: bool, broadcasts to (B, E), entries of label 0 that do not count. None: none.
         weight: (B, E).
         row_weight: (B, 1), of all that belongs to a row.
-        target: int64 (B,), the columns of the only labels, which are 1; None: look at `label`.
+        places: rows (K,) and columns (K,) of the labels, which are all 1; None: see `label`.
+        rows: of the rows that these entries are a tile of; None: they are whole.
     """
 
     score: Tensor
-    label: Tensor
-    kept: Tensor
+    label: Optional[Tensor] = None
+    excluded: Optional[Tensor] = None
     weight: Optional[Tensor] = None
     row_weight: Optional[Tensor] = None
-    target: Optional[Tensor] = None
+    places: Optional[Tuple[Tensor, Tensor]] = None
+    rows: Optional[Rows] = None
+
+    @property
+    def labels(self) -> Tensor:
+        """(B, E), whichever way they are given."""
+        if self.label is not None:
+            return self.label
+        assert self.places is not None
+        ones = torch.zeros_like(self.score, dtype=torch.bool)
+        return ones.index_put_(self.places, torch.ones_like(self.places[0], dtype=torch.bool))
 
     @property
     def weights(self) -> Optional[Tensor]:
         """Of the entries, with that of the row: broadcasts to (B, E)."""
         return product(self.row_weight, self.weight)
 
-    def filled(self) -> Tensor:
-        """The scores, 0 where excluded."""
-        return self.score.masked_fill(~self.kept, 0.0)
+    @property
+    def kept(self) -> Optional[Tensor]:
+        """bool (B, E), False for what is excluded; None: all count."""
+        return None if self.excluded is None else ~self.excluded.expand_as(self.score)
+
+    def filled(self, value: float = 0.0) -> Tensor:
+        """The scores, and a value where excluded."""
+        if self.excluded is None:
+            return self.score
+        return self.score.masked_fill(self.excluded, value)
+
+    def at(self, weights: Optional[Tensor]) -> Optional[Tensor]:
+        """Weights that broadcast to (B, E), at the places (K,)."""
+        assert self.places is not None
+        return None if weights is None else weights.expand_as(self.score)[self.places]
 
 
 class Smoothing(NamedTuple):
@@ -160,8 +204,8 @@ def labelled(predictions: Tensor, labels: Tensor) -> Labelled:
     score = predictions.to(wide(predictions))
     if labels.dim() != 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         match_shapes(predictions=(predictions, "B E"), labels=(labels, "B E"))
-        return Labelled(score, labels, ~score.isneginf() | labels.bool())
+        return Labelled(score, labels, score.isneginf() & ~labels.bool())
     match_shapes(predictions=(predictions, "B E"), labels=(labels, "B"))
-    target = labels.long()
-    label = torch.zeros_like(score, dtype=torch.bool).scatter(1, target.unsqueeze(1), True)
-    return Labelled(score, label, ~score.isneginf() | label, target=target)
+    places = torch.arange(len(labels), device=labels.device), labels.long()
+    entries = Labelled(score, places=places)
+    return entries._replace(excluded=score.isneginf() & ~entries.labels)

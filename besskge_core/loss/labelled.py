@@ -17,7 +17,7 @@ Axes:
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, Optional, Sequence
+from typing import ClassVar, List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -56,11 +56,13 @@ class LabelledLoss(Loss):
         smooths_samples, smooths_labels: whether labels can be smoothed, in the ways "sLCWA" and
             "LCWA".
         mean_over_number: the mean of `process_...` is sum(w l) / number, as torch does it.
+        pairs: entries cost in pairs, so that a tile must know the scores of all positives.
     """
 
     smooths_samples: ClassVar[bool] = True
     smooths_labels: ClassVar[bool] = True
     mean_over_number: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
 
     def __init__(self, reduction: str = "mean", loss_scale: float = 1.0) -> None:
         super().__init__()
@@ -74,7 +76,22 @@ class LabelledLoss(Loss):
 
     @abc.abstractmethod
     def of_labels(self, entries: Labelled, smoothing: Smoothing) -> Sequence[Term]:
-        """What scores with labels cost."""
+        """What scores with labels cost; those of the tiles of a row add up to those of the row."""
+
+    @abc.abstractmethod
+    def counts(self, n_positive: Tensor, n_kept: Tensor) -> Sequence[Tensor]:
+        """How much of rows with so many entries of label 1, and in all, a mean of each term counts.
+
+        Args:
+            n_positive, n_kept: (B, 1).
+
+        Returns:
+            (B, 1) for each term of :meth:`of_labels`.
+        """
+
+    def logits(self, entries: Labelled) -> Optional[Tensor]:
+        """(B, E), of whose shares in a softmax over each row the cost depends, -inf if of none."""
+        return None
 
     def process_slcwa_scores(
         self,
@@ -173,6 +190,37 @@ class LabelledLoss(Loss):
             positive, negative, ~negative.isneginf(), row_weight=weight.expand_as(positive)
         )
         return self._reduce(self.of_samples(samples, Smoothing()), in_number=False)
+
+    # -- the same a tile of the columns at a time ------------------------------------------------------
+
+    def sizes(self, n_positive: Tensor, n_kept: Tensor, row_weight: Tensor) -> List[Tensor]:
+        """What the sums of each term are divided by, of rows (B, 1) each; add those of all rows up."""
+        if self.reduction == "sum":
+            return []
+        return [(row_weight * x).sum() for x in self.counts(n_positive, n_kept)]
+
+    def of_tile(self, entries: Labelled, smoothing: Smoothing, sizes: Sequence[Tensor]) -> Tensor:
+        """The share, (), of a tile in the loss of all entries.
+
+        Args:
+            entries: with what is known of their rows.
+            smoothing: of the labels.
+            sizes: those of all rows, see :meth:`sizes`.
+        """
+        terms = self.of_labels(entries, smoothing)
+        total = torch.zeros((), dtype=entries.score.dtype, device=entries.score.device)
+        for i, term in enumerate(terms):
+            of_term = torch.stack([part.total() for part in term.parts]).sum()
+            total = total + term.factor * (of_term / sizes[i] if sizes else of_term)
+        return self.loss_scale * total
+
+    def smoothing(self, epsilon: Optional[float], n_entity: Optional[int]) -> Smoothing:
+        """How labels of all entities are smoothed.
+
+        Raises:
+            UnsupportedLabelSmoothingError: this loss has none.
+        """
+        return self._smoothing(epsilon, n_entity, self.smooths_labels)
 
     def _smoothing(
         self, epsilon: Optional[float], n_entity: Optional[int], supported: bool

@@ -31,6 +31,7 @@ class PairwiseLoss(LabelledLoss):
 
     smooths_samples: ClassVar[bool] = False
     smooths_labels: ClassVar[bool] = False
+    pairs: ClassVar[bool] = True
 
     @abc.abstractmethod
     def cost(self, excess: Tensor) -> Tensor:
@@ -61,17 +62,26 @@ class PairwiseLoss(LabelledLoss):
         return [Term((Part(cost, samples.kept, product(*weights)),))]
 
     def of_labels(self, entries: Labelled, smoothing: Smoothing) -> Sequence[Term]:
-        row, column = (entries.label == 1).nonzero(as_tuple=True)
-        negative, of_label_0 = entries.score[row], (entries.label == 0)[row]
-        pairs = Samples(
-            entries.score[row, column].unsqueeze(1), negative, of_label_0 & entries.kept[row]
-        )
+        label = entries.labels
+        if entries.rows is not None:
+            assert entries.rows.pairs is not None
+            row, positive = entries.rows.pairs
+        else:
+            row, column = (label == 1).nonzero(as_tuple=True)
+            positive = entries.score[row, column]
+        paired = label == 0
+        if entries.kept is not None:
+            paired = paired & entries.kept
+        pairs = Samples(positive.unsqueeze(1), entries.score[row], paired[row])
         if entries.weight is not None:
             weight = entries.weight[row, column].unsqueeze(1)
             pairs = pairs._replace(positive_weight=weight, negative_weight=entries.weight[row])
         if entries.row_weight is not None:
             pairs = pairs._replace(row_weight=entries.row_weight[row])
         return self.of_samples(pairs, smoothing)
+
+    def counts(self, n_positive: Tensor, n_kept: Tensor) -> Sequence[Tensor]:
+        return [n_positive * (n_kept - n_positive)]
 
 
 @LOSSES.register("pairwisemargin")

@@ -41,7 +41,7 @@ class PointwiseLoss(LabelledLoss):
         """
         score, label = torch.broadcast_tensors(predictions.to(wide(predictions)), labels)
         weight = None if weight is None else weight.to(score.dtype)
-        entries = Labelled(score, label, ~score.isneginf() | label.bool(), weight)
+        entries = Labelled(score, label, score.isneginf() & ~label.bool(), weight)
         return self._reduce(self.of_labels(entries, Smoothing()), self.mean_over_number)
 
 
@@ -61,8 +61,18 @@ class ElementwiseLoss(PointwiseLoss):
 
     def of_labels(self, entries: Labelled, smoothing: Smoothing) -> Sequence[Term]:
         score = entries.filled()
-        cost = self.cost(score, smoothing.smooth(entries.label.to(score.dtype)))
-        return [Term((Part(cost, entries.kept, entries.weights),))]
+        if entries.label is not None:
+            cost = self.cost(score, smoothing.smooth(entries.label.to(score.dtype)))
+            return [Term((Part(cost, entries.kept, entries.weights),))]
+        # As if all labels were 0, and what those of 1 cost more: no label is made for each entry.
+        one, zero = smoothing.smooth(1.0), smoothing.smooth(0.0)
+        all_zero = Part(self.cost(score, zero), entries.kept, entries.weights)
+        own = score[entries.places]
+        more = Part(self.cost(own, one) - self.cost(own, zero), None, entries.at(entries.weights))
+        return [Term((all_zero, more._replace(counts=False)))]
+
+    def counts(self, n_positive: Tensor, n_kept: Tensor) -> Sequence[Tensor]:
+        return [n_kept]
 
 
 def mix(y: Tensor | float, of_one: Tensor, of_zero: Tensor) -> Tensor:

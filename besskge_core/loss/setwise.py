@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any, ClassVar, Mapping, Sequence
+from typing import Any, ClassVar, Mapping, Optional, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from besskge_core.errors import ConfigError, NoSampleWeightSupportError
 from besskge_core.loss.base import LOSSES
-from besskge_core.loss.entries import Labelled, Part, Samples, Smoothing, Term, product
+from besskge_core.loss.entries import Labelled, Part, Rows, Samples, Smoothing, Term, product
 from besskge_core.loss.labelled import LabelledLoss
 from besskge_core.loss.pointwise import binary_cross_entropy
 
@@ -48,38 +48,74 @@ class CrossEntropyLoss(LabelledLoss):
         log_share = (score / self.temperature).log_softmax(1)
         kept = torch.cat([torch.ones_like(samples.kept[:, :1]), samples.kept], dim=1)
         weight = product(samples.row_weight, samples.positive_weight)
-        return self._of_rows(-log_share[:, :1], log_share, kept, smoothing, weight)
-
-    def of_labels(self, entries: Labelled, smoothing: Smoothing) -> Sequence[Term]:
-        label, kept = entries.label, entries.kept
-        # A row of nothing but -inf has a NaN for gradient.
-        score = entries.score.masked_fill(~kept.any(1, keepdim=True), 0.0)
-        if self.margin:
-            score = torch.where(label > 0.5, score - self.margin, score)
-        log_share = (score / self.temperature).log_softmax(1)
-        if entries.target is not None:
-            cost = -log_share.gather(1, entries.target.unsqueeze(1))
-        else:
-            target = F.normalize(label.to(score.dtype), p=1.0, dim=1)
-            cost = -(target * log_share.masked_fill(~kept, 0.0)).sum(1, keepdim=True)
-        weight = None if entries.weight is None else entries.weight.sum(1, keepdim=True)
-        weight = product(entries.row_weight, weight)
-        return self._of_rows(cost, log_share, kept, smoothing, weight)
-
-    def _of_rows(
-        self,
-        cost: Tensor,
-        log_share: Tensor,
-        kept: Tensor,
-        smoothing: Smoothing,
-        weight: Tensor | None,
-    ) -> Sequence[Term]:
-        """cost (B, 1), smoothed by the mean over the columns that count."""
+        cost = -log_share[:, :1]
         if smoothing.epsilon:
             total = -log_share.masked_fill(~kept, 0.0).sum(1, keepdim=True)
-            uniform = total / kept.sum(1, keepdim=True).clamp(min=1)
+            uniform = total / kept.sum(1, keepdim=True)
             cost = (1.0 - smoothing.epsilon) * cost + smoothing.epsilon * uniform
         return [Term((Part(cost, weight=weight),))]
+
+    def logits(self, entries: Labelled) -> Tensor:
+        score = entries.filled(-math.inf)
+        if self.margin:
+            if entries.label is not None:
+                score = torch.where(entries.label > 0.5, score - self.margin, score)
+            else:
+                assert entries.places is not None
+                less = score.new_full(entries.places[0].shape, -self.margin)
+                score = score.index_put(entries.places, less, accumulate=True)
+        return score / self.temperature if self.temperature != 1.0 else score
+
+    def of_labels(self, entries: Labelled, smoothing: Smoothing) -> Sequence[Term]:
+        logit, rows = self.logits(entries), entries.rows
+        log_total = logit.detach().logsumexp(1, keepdim=True) if rows is None else rows.log_total
+        assert log_total is not None
+        log_total = log_total.masked_fill(log_total.isneginf(), 0.0)
+        # The shares of all tiles add up to 1, with the gradient of the log-sum-exp.
+        share = (logit - log_total).exp().sum(1, keepdim=True)
+        log_sum = share + (log_total - 1.0) * share.detach()
+        cost = self._label_sum(entries) * log_sum - self._own(entries, logit)
+        if smoothing.epsilon:
+            cost = (1.0 - smoothing.epsilon) * cost
+            kept = entries.kept
+            total = (logit if kept is None else logit.masked_fill(~kept, 0.0)).sum(1, keepdim=True)
+            if rows is not None:
+                n_kept = rows.n_kept
+            elif kept is None:
+                n_kept = torch.full_like(share, logit.shape[1])
+            else:
+                n_kept = kept.sum(1, keepdim=True)
+            uniform = log_sum * (n_kept > 0) - total / n_kept.clamp(min=1)
+            cost = cost + smoothing.epsilon * uniform
+        weight = None if entries.weight is None else entries.weight.sum(1, keepdim=True)
+        weight = product(entries.row_weight, weight)
+        return [Term((Part(cost, weight=weight),))]
+
+    def counts(self, n_positive: Tensor, n_kept: Tensor) -> Sequence[Tensor]:
+        return [torch.ones_like(n_positive)]
+
+    def _label_sum(self, entries: Labelled) -> Tensor:
+        """(B, 1), the sum of the normalised labels of whole rows: 1, or 0 where all are 0."""
+        if entries.rows is not None:
+            return (entries.rows.n_positive > 0).to(entries.score.dtype)
+        if entries.label is None:
+            return torch.ones_like(entries.score[:, :1])
+        return F.normalize(entries.label.to(entries.score.dtype), p=1.0, dim=1).sum(1, keepdim=True)
+
+    def _own(self, entries: Labelled, logit: Tensor) -> Tensor:
+        """(B, 1), the logits of these entries, weighted by the normalised labels."""
+        if entries.label is not None:
+            target = F.normalize(entries.label.to(logit.dtype), p=1.0, dim=1)
+            kept = entries.kept
+            return (target * (logit if kept is None else logit.masked_fill(~kept, 0.0))).sum(
+                1, keepdim=True
+            )
+        assert entries.places is not None
+        row = entries.places[0]
+        own = logit[entries.places]
+        if entries.rows is not None:
+            own = own / entries.rows.n_positive[row, 0]
+        return logit.new_zeros(len(logit)).index_add(0, row, own).unsqueeze(1)
 
 
 @LOSSES.register("infonce")
@@ -139,20 +175,45 @@ class AdversarialLoss(LabelledLoss):
         negatives = samples._replace(negative=samples.filled())
         return self._terms(positives, negatives, smoothing)
 
+    def logits(self, entries: Labelled) -> Tensor:
+        left_out = entries.labels > 0.5
+        if entries.excluded is not None:
+            left_out = left_out | entries.excluded
+        # Not the product with -inf: what is left out stays so for a temperature of 0.
+        scaled = self.inverse_softmax_temperature * entries.filled().detach()
+        return scaled.masked_fill(left_out, -math.inf)
+
     def of_labels(self, entries: Labelled, smoothing: Smoothing) -> Sequence[Term]:
-        positive, score = entries.label > 0.5, entries.filled()
+        positive, score = entries.labels > 0.5, entries.filled()
         positives = Part(self.cost(score, True, smoothing), positive, entries.weights)
-        kept = ~positive & entries.kept
+        kept = ~positive if entries.kept is None else ~positive & entries.kept
         negative = score.masked_fill(~kept, 0.0)
         negatives = Samples(score, negative, kept, None, entries.weight, entries.row_weight)
-        return self._terms(positives, negatives, smoothing)
+        return self._terms(positives, negatives, smoothing, entries.rows)
 
-    def _terms(self, positives: Part, samples: Samples, smoothing: Smoothing) -> Sequence[Term]:
+    def counts(self, n_positive: Tensor, n_kept: Tensor) -> Sequence[Tensor]:
+        return [n_positive, torch.ones_like(n_positive)]
+
+    def _terms(
+        self,
+        positives: Part,
+        samples: Samples,
+        smoothing: Smoothing,
+        rows: Optional[Rows] = None,
+    ) -> Sequence[Term]:
         """The negatives of the samples are 0 where not kept; the positives are not looked at."""
-        # Not the product with -inf: what is excluded stays so for a temperature of 0.
         scaled = self.inverse_softmax_temperature * samples.negative.detach()
-        none_left = ~samples.kept.any(1, keepdim=True)
-        share = scaled.masked_fill(~(samples.kept | none_left), -math.inf).softmax(1)
+        if rows is None:
+            none_left = ~samples.kept.any(1, keepdim=True)
+            share = scaled.masked_fill(~(samples.kept | none_left), -math.inf).softmax(1)
+        else:
+            assert rows.log_total is not None
+            none_left = rows.log_total.isneginf()
+            share = (scaled - rows.log_total).exp().masked_fill(~samples.kept, 0.0)
+            # Such a row has but positives, which are as many as entries count.
+            assert positives.kept is not None
+            equal = positives.kept / rows.n_kept.clamp(min=1)
+            share = torch.where(none_left, equal, share)
         weight = samples.negative_weight
         if weight is not None:
             weight = weight.masked_fill(none_left, 1.0)

@@ -59,6 +59,11 @@ class BaseScoreFunction(nn.Module, abc.ABC):
     scores_heads: bool = True
 
     @property
+    def is_inner_product(self) -> bool:
+        """Whether scores are inner products of queries with entity rows, both ways."""
+        return False
+
+    @property
     def n_relation_type(self) -> int:
         """Relations of the graph, without inverse ones."""
         return self.relation_embedding.shape[0] // (2 if self.inverse_relations else 1)
@@ -129,6 +134,13 @@ class BaseScoreFunction(nn.Module, abc.ABC):
     def relation(self, relation_id: Tensor) -> Tensor:
         """relation_id (...), int32 or int64 -> (..., R)."""
         return F.embedding(relation_id, self.relation_embedding)
+
+    def score_relations(self, head_emb: Tensor, tail_emb: Tensor) -> Tensor:
+        """head_emb (B, D), tail_emb (B, D) -> (B, rows of `relation_embedding`): all relations."""
+        ids = torch.arange(len(self.relation_embedding), device=head_emb.device)
+        head, tail = (x.repeat_interleave(len(ids), dim=0) for x in (head_emb, tail_emb))
+        scores = self.score_triple(head, ids.repeat(len(head_emb)), tail)
+        return scores.view(len(head_emb), len(ids))
 
     def squared_moduli(
         self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor
@@ -220,9 +232,14 @@ class FormulaScoreFunction(BaseScoreFunction):
         # Who writes a score anew is to be asked for it, not the formula.
         super().__init_subclass__(**options)
         if {"score_triple", "score_heads", "score_tails"} & set(vars(cls)):
-            for name in ("query", "score_query", "score_candidates"):
+            for name in ("query", "score_query", "score_candidates", "score_relations"):
                 if name not in vars(cls):
                     setattr(cls, name, getattr(BaseScoreFunction, name))
+
+    @property
+    def is_inner_product(self) -> bool:
+        comparator = getattr(self.formula, "comparator", None)
+        return self.scores_heads and isinstance(comparator, Dot)
 
     @property
     def embedding_size(self) -> int:
@@ -249,6 +266,10 @@ class FormulaScoreFunction(BaseScoreFunction):
     def score_candidates(self, query: Query, candidate_emb: Tensor, heads: Heads) -> Tensor:
         (q,) = query
         return self.formula.pairwise(q, self._shared(candidate_emb, len(q)), heads)
+
+    def score_relations(self, head_emb: Tensor, tail_emb: Tensor) -> Tensor:
+        ids = torch.arange(len(self.relation_embedding), device=head_emb.device)
+        return self.formula.relations(head_emb, self.relation(ids), tail_emb)
 
     def squared_moduli(
         self, head_emb: Tensor, relation_id: Tensor, tail_emb: Tensor

@@ -24,7 +24,7 @@ from typing import List, Tuple, Union
 import torch
 from torch import Tensor, nn
 
-from besskge_core.scoring.comparators import Comparator
+from besskge_core.scoring.comparators import Comparator, Dot
 from besskge_core.scoring.operators import Operator, Parts
 from besskge_core.scoring.tiles import in_tiles
 
@@ -73,6 +73,12 @@ class ScoreFormula(nn.Module, abc.ABC):
         """h (B, D), r (B, R), t (B, D) -> (B)."""
         return self.rowwise(self.query(h, r, False), t, False)
 
+    def relations(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        """Each pair of h and t (B, D) with each relation (M, R) -> (B, M)."""
+        n_pair, n_relation = len(h), len(r)
+        h, t = (x.repeat_interleave(n_relation, dim=0) for x in (h, t))
+        return self.triples(h, r.repeat(n_pair, 1), t).view(n_pair, n_relation)
+
     @abc.abstractmethod
     def query(self, known: Tensor, r: Tensor, heads: Heads) -> Tensor:
         """known (B, D), tails where heads are asked for, else heads; r (B, R) -> (B, Q)."""
@@ -104,6 +110,16 @@ class QueryScore(ScoreFormula):
             return torch.where(heads.unsqueeze(-1), back, forth)
         query: Tensor = self.operator.adjoint(known, r) if heads else self.operator(known, r)
         return query
+
+    def relations(self, h: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        if not (self.operator.is_linear and isinstance(self.comparator, Dot)):
+            return super().relations(h, r, t)
+        # What is linear in the relation is its inner product with the gradient: one product.
+        with torch.enable_grad():
+            zero = r.new_zeros(len(h), r.shape[1], requires_grad=True)
+            score = self.triples(h, zero, t).sum()
+            (slope,) = torch.autograd.grad(score, zero, create_graph=True)
+        return slope @ r.T
 
     def rowwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
         return self.comparator.rowwise(q, e)

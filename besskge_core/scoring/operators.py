@@ -25,6 +25,7 @@ class Operator(nn.Module, abc.ABC):
         entity_parts, relation_parts: parts of the rows.
         complex_entities, complex_relations: rows hold complex numbers, real half first.
         scores_heads: whether there is an adjoint.
+        is_linear: whether what it makes of e is linear in r.
     """
 
     entity_parts: Parts = ("d",)
@@ -32,6 +33,7 @@ class Operator(nn.Module, abc.ABC):
     complex_entities: bool = False
     complex_relations: bool = False
     scores_heads: bool = True
+    is_linear: bool = False
 
     @abc.abstractmethod
     def forward(self, e: Tensor, r: Tensor) -> Tensor:
@@ -55,6 +57,8 @@ class Translation(Operator):
 class Scaling(Operator):
     """e o r."""
 
+    is_linear = True
+
     def forward(self, e: Tensor, r: Tensor) -> Tensor:
         return e * r
 
@@ -64,6 +68,7 @@ class Scaling(Operator):
 class ComplexScaling(Operator):
     """e o r over the complex numbers."""
 
+    is_linear = True
     entity_parts = relation_parts = ("d", "d")
     complex_entities = complex_relations = True
 
@@ -91,6 +96,7 @@ class Rotation(Operator):
 class SwappedScaling(Operator):
     """(a, b) moved by (r, s) to (b o s, a o r) / 2: what was a tail is compared with a head."""
 
+    is_linear = True
     entity_parts = relation_parts = ("d", "d")
 
     def forward(self, e: Tensor, r: Tensor) -> Tensor:
@@ -107,6 +113,7 @@ class SwappedScaling(Operator):
 class RoleScaling(Operator):
     """(a, b) to (0, a o r) and back to (b o r, 0): an entity has a row as head and one as tail."""
 
+    is_linear = True
     entity_parts = ("d", "d")
 
     def forward(self, e: Tensor, r: Tensor) -> Tensor:
@@ -120,6 +127,8 @@ class RoleScaling(Operator):
 
 class CircularConvolution(Operator):
     """e * r, the circular convolution, by way of Fourier transforms; in float32 or wider."""
+
+    is_linear = True
 
     def forward(self, e: Tensor, r: Tensor) -> Tensor:
         return self._multiplied(e, r, backwards=False)
@@ -159,6 +168,8 @@ class QuaternionRotation(Operator):
 
 class LinearMap(Operator):
     """e M, of which a relation holds the `dim` x `dim` matrix M, row by row."""
+
+    is_linear = True
 
     def __init__(self, dim: int) -> None:
         super().__init__()

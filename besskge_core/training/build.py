@@ -25,7 +25,7 @@ from besskge_core.dataset import KGDataset
 from besskge_core.embedding import Initializer, init_KGE_normal, init_KGE_uniform
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
-from besskge_core.loss import LOSSES, BaseLossFunction, Loss
+from besskge_core.loss import LOSSES, BaseLossFunction, CrossEntropyLoss, LabelledLoss, Loss
 from besskge_core.negative_sampler import (
     BernoulliShardedNegativeSampler,
     DegreeWeightedShardedNegativeSampler,
@@ -142,8 +142,21 @@ def _build_model(
     batch, regularizer = config.batch, _build_regularizer(config)
     if batch.scheme == "all":
         sides = {"h": ("head",), "t": ("tail",), "ht": ("head", "tail")}[batch.corruption]
-        scale = 1.0 / n_positive
-        return OneVsAllBessKGE(score_fn, sides, loss_scale=scale, regularizer=regularizer)
+        sampled = config.loss.loss == "sampledsoftmax"  # which without samples is cross-entropy
+        loss_fn = (
+            CrossEntropyLoss() if sampled else build_loss(config, dataset.n_entity, n_positive)
+        )
+        assert isinstance(loss_fn, LabelledLoss)  # as the configuration has checked
+        return OneVsAllBessKGE(
+            score_fn,
+            loss_fn,
+            sides,
+            config.loss.label_smoothing,
+            regularizer,
+            config.run.max_scores,
+            getattr(torch, config.run.score_dtype),
+            config.loss.relation_weight,
+        )
     make_model = EmbeddingMovingBessKGE if batch.scheme == "embedding" else ScoreMovingBessKGE
     return make_model(
         negatives,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
 
 from besskge_core.errors import ConfigError
-from besskge_core.loss import LOSSES
+from besskge_core.loss import LOSSES, LabelledLoss
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.registry import Registry
 from besskge_core.regularizer import REGULARIZERS
@@ -111,9 +111,13 @@ class LossConfig:
     )
     adversarial: bool = option(False, "weigh negatives by the softmax of their scores")
     adversarial_scale: float = option(1.0, "factor of the scores in that softmax")
+    label_smoothing: float = option(0.0, "share of a label that goes to the others, for scheme all")
+    relation_weight: float = option(
+        0.0, "factor of the loss of predicting relations, for scheme all; 0: none"
+    )
     regularizer: str = option("lp", "penalty of the embeddings of a batch", registry=REGULARIZERS)
     regularization: float = option(0.0, "factor of the penalty; 0: none")
-    regularizer_p: float = option(3.0, "exponent of the penalty; 3 is N3")
+    regularizer_p: float = option(3.0, "exponent of the penalty lp; 3 is N3")
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,11 @@ class RunConfig:
     device: str = option("cpu", "cpu, cuda or cuda:0")
     threads: int = option(0, "threads of torch; 0: torch decides")
     workers: int = option(1, "threads that make batches ahead")
+    max_scores: int = option(2**24, "scores held at a time, for scheme all")
+    score_dtype: str = option(
+        "float32", "type in which all entities are scored, for scheme all; sums are in float32",
+        choices=("float32", "bfloat16"),
+    )  # fmt: skip
     checkpoint_seconds: float = option(60.0, "seconds between checkpoints; 0: after every step")
     trackers: str = option("jsonl,csv", "files to log to: jsonl, csv, tensorboard; comma-separated")
 
@@ -174,6 +183,8 @@ class TrainingConfig:
         _at_least(0, epochs=self.run.epochs, evaluate_every=self.evaluation.evaluate_every)
         _at_least(0, patience=self.evaluation.patience, max_valid=self.evaluation.max_valid)
         _at_least(0, regularization=self.loss.regularization, threads=self.run.threads)
+        _at_least(0, relation_weight=self.loss.relation_weight)
+        _at_least(1, max_scores=self.run.max_scores)
         _at_least(0, seed=self.run.seed, checkpoint_seconds=self.run.checkpoint_seconds)
         if not 0.0 <= self.optimizer.warmup <= 1.0:
             raise ConfigError(f"warmup is a share of the run, got {self.optimizer.warmup}")
@@ -191,9 +202,11 @@ class TrainingConfig:
 
     def _check_all_entities(self) -> None:
         batch, loss = self.batch, self.loss.loss
-        if loss != "sampledsoftmax":
+        if loss != "sampledsoftmax" and not issubclass(LOSSES[loss], LabelledLoss):
+            labelled = sorted(x for x in LOSSES if issubclass(LOSSES[x], LabelledLoss))
             raise ConfigError(
-                f"scheme 'all' is the cross-entropy of 'sampledsoftmax', got {loss!r}"
+                f"scheme 'all' needs a loss of scores with labels, one of {labelled} (or"
+                f" 'sampledsoftmax', which without samples is 'crossentropy'), got {loss!r}"
             )
         given = {
             "corruption": batch.corruption == "either",
@@ -211,6 +224,8 @@ class TrainingConfig:
         batch = self.batch
         if batch.scheme == "all":
             self._check_all_entities()
+        elif self.loss.label_smoothing or self.loss.relation_weight:
+            raise ConfigError("label_smoothing and relation_weight need scheme 'all'")
         if batch.augment_negative and batch.scheme != "embedding":
             raise ConfigError(f"augment_negative needs scheme 'embedding', got {batch.scheme!r}")
         if batch.augment_negative and batch.corruption == "either":
