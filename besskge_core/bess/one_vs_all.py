@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from besskge_core.bess.layout import weights_of
-from besskge_core.bess.tiled import Here, Task, TileShape, all_entity_loss
+from besskge_core.bess.tiled import Here, Task, TileShape, all_entity_loss, rows_and_table
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
 from besskge_core.loss import CrossEntropyLoss, LabelledLoss
 from besskge_core.loss.entries import wide
-from besskge_core.ops import gather
 from besskge_core.regularizer import Regularizer
 from besskge_core.scoring import BaseScoreFunction, Query
 from besskge_core.shapes import match_shapes
@@ -61,7 +60,7 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
         loss_fn: Optional[LabelledLoss] = None,
         label_smoothing: float = 0.0,
         regularizer: Optional[Regularizer] = None,
-        max_scores: int = 2**24,
+        max_scores: int = 2**25,
         score_dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
@@ -99,7 +98,12 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
         return self.exchange.all_to_all(shard.expand(n_host, n_shard))[:, :1]  # sent by all
 
     def _against_all(
-        self, query: Sequence[Query], heads: bool, answers: Sequence[Answers], weight: Tensor
+        self,
+        query: Sequence[Query],
+        heads: bool,
+        answers: Sequence[Answers],
+        weight: Tensor,
+        table: Tensor,
     ) -> Tensor:
         """The loss of queries with all entities, or the hosted shards' part of it, ().
 
@@ -108,9 +112,9 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
             heads: whether heads are asked for.
             answers: of each hosted shard.
             weight: (L, B), of the queries.
+            table: (L, E, D), rows of all entities.
         """
         score_fn, exchange = self.score_fn, self.exchange
-        table = score_fn.entity_embedding
         padding = self._padding(len(query))
         everyone = [exchange.all_gather(torch.stack(x)).flatten(1, 2) for x in zip(*query)]
         here = [
@@ -141,7 +145,7 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
             shape=TileShape.of(len(weights), table.shape[1], len(here), self.max_scores),
             cast=self._cast,
         )
-        others: List[Tensor] = [x for x in score_fn.parameters() if x is not table]
+        others: List[Tensor] = [x for x in score_fn.parameters() if x is not self.entity_embedding]
         return all_entity_loss(task, here, others)
 
     def _with_pairs(self, here: Sequence[Here], heads: bool) -> Tuple[List[Here], Tensor]:
@@ -218,7 +222,7 @@ class OneVsAllBessKGE(AllEntitiesBessKGE):
         sides: Sequence[str] = SIDES,
         label_smoothing: float = 0.0,
         regularizer: Optional[Regularizer] = None,
-        max_scores: int = 2**24,
+        max_scores: int = 2**25,
         score_dtype: Optional[torch.dtype] = None,
         relation_weight: float = 0.0,
     ) -> None:
@@ -263,7 +267,8 @@ class OneVsAllBessKGE(AllEntitiesBessKGE):
             head=(head, "L S P"), relation=(relation, "L S P"), tail=(tail, "L S P"), **optional
         )
         n_query = head[0].numel()
-        rows = gather(self.entity_embedding, torch.cat([head.flatten(1), tail.flatten(1)], dim=1))
+        index = torch.cat([head.flatten(1), tail.flatten(1)], dim=1)
+        rows, table = rows_and_table(self.entity_embedding, index)
         sent = rows[:, n_query:].unflatten(1, tail.shape[1:])
         head_rows, tail_rows = rows[:, :n_query], self.exchange.all_to_all(sent).flatten(1, 2)
         relations = relation.flatten(1)
@@ -278,7 +283,7 @@ class OneVsAllBessKGE(AllEntitiesBessKGE):
                 self.score_fn.query(x, r, heads) for x, r in zip(known.unbind(), relations.unbind())
             ]
             answers = self._answers(head if heads else tail, own, heads)
-            loss = loss + self._against_all(query, heads, answers, weight)
+            loss = loss + self._against_all(query, heads, answers, weight, table)
         if self.relation_weight:
             loss = loss + self._relation_loss(head_rows, relations, tail_rows, weight)
         if self.regularizer is not None:

@@ -13,7 +13,7 @@ Axes:
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from torch import Tensor
 from besskge_core.exchange import Exchange
 from besskge_core.loss import LabelledLoss
 from besskge_core.loss.entries import Labelled, Rows, Smoothing, wide
+from besskge_core.loss.tiles import LossTile, Share
+from besskge_core.ops import gather
 from besskge_core.scoring import Query
 
 #: (query, rows (T, D)) -> scores (b, T)
@@ -47,7 +49,8 @@ class TileShape(NamedTuple):
         """
         fit = max_scores // (n_row * n_host)
         if fit >= min(n_query, FEW_QUERIES):
-            return cls(min(n_query, fit), n_row)
+            n_block = -(-n_query // fit)
+            return cls(-(-n_query // n_block), n_row)
         few = max(min(n_query, max_scores), 1)
         return cls(few, min(max(max_scores // few, 1), n_row))
 
@@ -131,28 +134,56 @@ class _AllEntityLoss(torch.autograd.Function):
         n_own = sum(len(_tensors(shard)) for shard in here)
         walk = _Walk(task, here, tensors[n_own:], wanted)
         loss = walk.run()
-        if wanted:
-            ctx.save_for_backward(*walk.gradients())
+        ctx.found = walk.gradients() if wanted else None
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
-        found: Sequence[Tensor] = ctx.saved_tensors
-        if not (grad.device.type == "cpu" and float(grad) == 1.0):  # a copy of a table is dear
-            found = [x.mul(grad.to(x.dtype)) for x in found]
+        # Handed on, not copied, for one of them is as large as a table: they are here but once.
+        found, ctx.found = ctx.found, None
+        if found is None:
+            raise RuntimeError("the loss of all entities has one backward pass, this is another")
+        if not (grad.device.type == "cpu" and float(grad) == 1.0):
+            found = [x.mul_(grad.to(x.dtype)) for x in found]
         return (None, None, None, *found)
 
 
+def rows_and_table(table: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
+    """Rows of a table (L, M, D) by index (L, K), and the table, with one dense gradient of both."""
+    rows, whole = _RowsAndTable.apply(table, index)
+    return rows, whole
+
+
+class _RowsAndTable(torch.autograd.Function):
+    """Adding the gradient of the rows to that of the table in place saves a copy of the latter."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
+        ctx.save_for_backward(index)
+        return gather(table, index), table.view_as(table)
+
+    @staticmethod
+    def backward(ctx: Any, grad_rows: Tensor, grad_table: Tensor) -> Tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        n_host, n_row, width = grad_table.shape
+        first = n_row * torch.arange(n_host, device=index.device)[:, None]
+        grad_table.view(-1, width).index_add_(
+            0, (index + first).flatten(), grad_rows.reshape(-1, width)
+        )
+        return grad_table, None
+
+
 class _Tile(NamedTuple):
-    """Scores of some queries and rows, with the leaves that they were computed from."""
+    """Scores of some queries and rows, the leaves that they come from, and their loss."""
 
     begin: int
     score: Tensor
     leaves: List[Tensor]
+    loss: LossTile
 
 
 class _Walk:
-    """One pass over all tiles of all hosted shards."""
+    """The loss of all queries of a step, and the sums of its gradients."""
 
     def __init__(
         self, task: Task, here: Sequence[Here], parameters: Sequence[Tensor], wanted: bool
@@ -160,8 +191,8 @@ class _Walk:
         self.task, self.here, self.wanted = task, here, wanted
         self.parameters = list(parameters)
         self.dtype = wide(here[0].table, here[0].query[0])
-        self.sums: List[List[Optional[Tensor]]] = [[None] * len(_tensors(x)) for x in here]
-        self.parameter_sums: List[Optional[Tensor]] = [None] * len(self.parameters)
+        self.sums = [Sums(_tensors(shard)) for shard in here]
+        self.parameter_sums = Sums(self.parameters)
 
     def run(self) -> Tensor:
         task, n_query = self.task, len(self.here[0].query[0])
@@ -175,106 +206,125 @@ class _Walk:
 
     def gradients(self) -> List[Tensor]:
         """Of all tensors, in the order in which they were given."""
-        given = [x for shard in self.here for x in _tensors(shard)] + self.parameters
-        found = [x for sums in self.sums for x in sums] + self.parameter_sums
-        return [torch.zeros_like(x) if y is None else y.to(x.dtype) for x, y in zip(given, found)]
+        return [x for sums in (*self.sums, self.parameter_sums) for x in sums.found()]
 
     def _block(self, block: slice, sizes: Sequence[Tensor]) -> Tensor:
         """The loss of some of the queries."""
         keep = self.task.shape.n_row >= len(self.here[0].table)
-        tiles = [list(self._tiles(i, block)) if keep else [] for i in range(len(self.here))]
-        log_totals = self._log_totals(tiles, block, keep)
+        kept = [list(self._tiles(i, block)) if keep else [] for i in range(len(self.here))]
+        log_totals = self._log_totals(kept, block, keep)
         loss = torch.zeros((), dtype=self.dtype, device=self.task.weight.device)
         for i in range(len(self.here)):
-            for tile in tiles[i] if keep else self._tiles(i, block):
-                rows = self._rows(i, block, tile, log_totals)
-                with torch.set_grad_enabled(self.wanted):
-                    entries = self._entries(i, block, tile, tile.score.to(self.dtype), rows)
-                    value = self.task.loss_fn.of_tile(entries, self.task.smoothing, sizes)
-                loss = loss + value.detach()
+            log_total = None if log_totals is None else log_totals[i]
+            for tile in kept[i] if keep else self._tiles(i, block):
+                rows, pairs = self._rows(i, block, log_total)
+                share = tile.loss.share(rows, sizes, self.wanted)
+                loss = loss + share.value
                 if self.wanted:
-                    self._add(i, block, tile, value)
-            tiles[i] = []
+                    self._add(i, block, tile, share, pairs)
+            kept[i] = []
         return loss
 
     def _tiles(self, i: int, block: slice) -> Iterator[_Tile]:
         """The tiles of a hosted shard and some queries."""
-        here, wanted = self.here[i], self.wanted
-        pairs = [] if here.pair_score is None else [here.pair_score]
-        fixed = [x.detach()[block] for x in here.query] + [x.detach() for x in pairs]
-        for begin in range(0, len(here.table), self.task.shape.n_row):
-            rows = here.table.detach()[begin : begin + self.task.shape.n_row]
-            leaves = [x.detach() for x in (rows, *fixed)]
-            for leaf, x in zip(leaves, _tensors(here)):
-                leaf.requires_grad_(wanted and x.requires_grad)
-            with torch.set_grad_enabled(wanted), self.task.cast():
-                score = self.task.score(tuple(leaves[1 : 1 + len(here.query)]), leaves[0])
-            yield _Tile(begin, score, leaves)
+        here, task = self.here[i], self.task
+        needed = [self.wanted and x.requires_grad for x in (here.table, *here.query)]
+        for begin in range(0, len(here.table), task.shape.n_row):
+            rows = here.table[begin : begin + task.shape.n_row]
+            parts = (rows, *(x[block] for x in here.query))
+            leaves = [x.detach().requires_grad_(need) for x, need in zip(parts, needed)]
+            with torch.set_grad_enabled(self.wanted), task.cast():
+                score = task.score(tuple(leaves[1:]), leaves[0])
+            entries = self._entries(here, block, begin, score)
+            yield _Tile(begin, score, leaves, task.loss_fn.tile(entries, task.smoothing))
+
+    def _entries(self, here: Here, block: slice, begin: int, score: Tensor) -> Labelled:
+        end = begin + score.shape[1]
+        inside = (here.row >= begin) & (here.row < end)
+        inside &= (here.which >= block.start) & (here.which < block.stop)
+        places = here.which[inside] - block.start, here.row[inside] - begin
+        padding = None if here.padding is None else here.padding[None, begin:end]
+        own = score.detach().to(self.dtype, copy=True)  # which the loss may overwrite
+        weight = self.task.weight[block].to(self.dtype)
+        return Labelled(own, excluded=padding, row_weight=weight, places=places)
 
     def _log_totals(
-        self, tiles: Sequence[Sequence[_Tile]], block: slice, keep: bool
+        self, kept: Sequence[Sequence[_Tile]], block: slice, keep: bool
     ) -> Optional[Tensor]:
         """(L, b, 1): log-sum-exp of the logits over all entities of all shards."""
         of_shards: List[Tensor] = []
         for i in range(len(self.here)):
             total: Optional[Tensor] = None
-            for tile in tiles[i] if keep else self._tiles(i, block):
-                entries = self._entries(i, block, tile, tile.score.detach().to(self.dtype))
-                logits = self.task.loss_fn.logits(entries)
-                if logits is None:
+            for tile in kept[i] if keep else self._tiles(i, block):
+                part = tile.loss.log_sum()
+                if part is None:
                     return None
-                part = logits.logsumexp(1)
                 total = part if total is None else torch.logaddexp(total, part)
             assert total is not None
             of_shards.append(total)
         gathered = self.task.exchange.all_gather(torch.stack(of_shards))  # (L, S, b)
         return gathered.logsumexp(1).unsqueeze(-1)
 
-    def _entries(
-        self, i: int, block: slice, tile: _Tile, score: Tensor, rows: Optional[Rows] = None
-    ) -> Labelled:
-        here, begin, end = self.here[i], tile.begin, tile.begin + score.shape[1]
-        inside = (here.row >= begin) & (here.row < end)
-        inside &= (here.which >= block.start) & (here.which < block.stop)
-        places = here.which[inside] - block.start, here.row[inside] - begin
-        padding = None if here.padding is None else here.padding[None, begin:end]
-        weight = self.task.weight[block].to(score.dtype)
-        return Labelled(score, None, padding, None, weight, places, rows)
+    def _rows(
+        self, i: int, block: slice, log_total: Optional[Tensor]
+    ) -> Tuple[Rows, Optional[Tensor]]:
+        """What is known of the rows of a block, and which of the pairs are of it."""
+        task, score, inside = self.task, self.here[i].pair_score, None
+        rows = Rows(task.n_positive[block], task.n_kept[block], log_total)
+        if task.pair_query is not None and score is not None:
+            which = task.pair_query
+            inside = ((which >= block.start) & (which < block.stop)).nonzero().squeeze(1)
+            rows = rows._replace(pairs=(which[inside] - block.start, score[inside].to(self.dtype)))
+        return rows, inside
 
-    def _rows(self, i: int, block: slice, tile: _Tile, log_totals: Optional[Tensor]) -> Rows:
-        task, pairs = self.task, None
-        if task.pair_query is not None:
-            inside = (task.pair_query >= block.start) & (task.pair_query < block.stop)
-            score = tile.leaves[-1].to(self.dtype)
-            with torch.set_grad_enabled(self.wanted):
-                pairs = task.pair_query[inside] - block.start, score[inside]
-        log_total = None if log_totals is None else log_totals[i]
-        return Rows(task.n_positive[block], task.n_kept[block], log_total, pairs)
-
-    def _add(self, i: int, block: slice, tile: _Tile, value: Tensor) -> None:
+    def _add(
+        self, i: int, block: slice, tile: _Tile, share: Share, pairs: Optional[Tensor]
+    ) -> None:
         """Add the gradients of a tile to the sums."""
-        leaves = [x for x in tile.leaves if x.requires_grad]
-        parameters = [x for x in self.parameters if x.requires_grad]
-        found = iter(torch.autograd.grad(value, [*leaves, *parameters], allow_unused=True))
-        sums, given, n_query = self.sums[i], _tensors(self.here[i]), len(self.here[i].query)
-        for j, leaf in enumerate(tile.leaves):
-            grad = next(found) if leaf.requires_grad else None
-            if grad is None:
-                continue
-            whole = grad.shape == given[j].shape
-            if sums[j] is None:
-                if whole:
-                    sums[j] = grad
-                    continue
-                sums[j] = torch.zeros_like(given[j])
-            target = sums[j]
-            assert target is not None
-            if not whole:
-                part = slice(tile.begin, tile.begin + len(leaf)) if j == 0 else block
-                target = target[part] if j <= n_query else target
-            target.add_(grad)
-        for j, parameter in enumerate(self.parameters):
-            if parameter.requires_grad:
-                grad, before = next(found), self.parameter_sums[j]
-                if grad is not None:
-                    self.parameter_sums[j] = grad if before is None else before.add_(grad)
+        assert share.score is not None
+        inputs = [*tile.leaves, *self.parameters]
+        needed = [j for j, x in enumerate(inputs) if x.requires_grad]
+        grads = torch.autograd.grad(
+            tile.score,
+            [inputs[j] for j in needed],
+            share.score.to(tile.score.dtype),
+            allow_unused=True,
+        )
+        n_leaf, sums = len(tile.leaves), self.sums[i]
+        for j, grad in zip(needed, grads):
+            if j >= n_leaf:
+                self.parameter_sums.add(j - n_leaf, grad)
+            elif j == 0:
+                sums.add(0, grad, slice(tile.begin, tile.begin + len(tile.leaves[0])))
+            else:
+                sums.add(j, grad, block)
+        if share.pairs is not None:
+            assert pairs is not None
+            sums.add(n_leaf, share.pairs, pairs)
+
+
+class Sums:
+    """Sums of gradients, each like a tensor."""
+
+    def __init__(self, like: Sequence[Tensor]) -> None:
+        self.like = like
+        self.sums: List[Optional[Tensor]] = [None] * len(like)
+
+    def add(self, i: int, grad: Optional[Tensor], part: Union[slice, Tensor, None] = None) -> None:
+        """Add the gradient of all of tensor i, or of a part of its rows."""
+        if grad is None:
+            return
+        before = self.sums[i]
+        if before is None and grad.shape == self.like[i].shape:
+            self.sums[i] = grad.to(self.like[i].dtype)
+            return
+        if before is None:
+            before = self.sums[i] = torch.zeros_like(self.like[i])
+        if part is None or isinstance(part, slice):
+            (before if part is None else before[part]).add_(grad)
+        else:
+            before.index_add_(0, part, grad.to(before.dtype))
+
+    def found(self) -> List[Tensor]:
+        """The sums, zeros where nothing was added."""
+        return [torch.zeros_like(x) if y is None else y for x, y in zip(self.like, self.sums)]

@@ -34,6 +34,7 @@ from besskge_core.loss.entries import (
     labelled,
     wide,
 )
+from besskge_core.loss.tiles import LossTile
 from besskge_core.shapes import match_shapes
 
 REDUCTIONS = ("mean", "sum")
@@ -213,6 +214,10 @@ class LabelledLoss(Loss):
             of_term = torch.stack([part.total() for part in term.parts]).sum()
             total = total + term.factor * (of_term / sizes[i] if sizes else of_term)
         return self.loss_scale * total
+
+    def tile(self, entries: Labelled, smoothing: Smoothing) -> LossTile:
+        """A tile of rows, whose scores it may overwrite."""
+        return LossTile(self, entries, smoothing)
 
     def smoothing(self, epsilon: Optional[float], n_entity: Optional[int]) -> Smoothing:
         """How labels of all entities are smoothed.

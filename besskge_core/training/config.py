@@ -150,7 +150,7 @@ class RunConfig:
     device: str = option("cpu", "cpu, cuda or cuda:0")
     threads: int = option(0, "threads of torch; 0: torch decides")
     workers: int = option(1, "threads that make batches ahead")
-    max_scores: int = option(2**24, "scores held at a time, for scheme all")
+    max_scores: int = option(2**25, "scores held at a time, for scheme all")
     score_dtype: str = option(
         "float32", "type in which all entities are scored, for scheme all; sums are in float32",
         choices=("float32", "bfloat16"),
