@@ -89,12 +89,13 @@ class AllEntityScorer:
         """
         score_fn, sharding = self.score_fn, self.score_fn.sharding
         table = score_fn.entity_embedding
-        known = table.flatten(end_dim=1).index_select(0, entity_row)
+        known = score_fn.entities(table.flatten(end_dim=1).index_select(0, entity_row))
         query, heads = make_query(score_fn, side, known, relation)
         height = max(self.max_scores // max(len(relation), 1), 1)
         for shard, count in enumerate(sharding.shard_counts.tolist()):
             for first in range(0, count, height):
-                candidates = table[shard, first : min(first + height, count)]
+                rows = table[shard, first : min(first + height, count)]
+                candidates = score_fn.entities(rows)
                 scores = score_fn.score_candidates(query, candidates.unsqueeze(0), heads)
                 yield Tile(shard * table.shape[1] + first, scores)
 

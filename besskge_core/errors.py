@@ -11,6 +11,8 @@
     ├── CheckpointError (RuntimeError)        a checkpoint is incomplete, damaged or of other make
     ├── NoSampleWeightSupportError (RuntimeError)      this loss has no place for such weights
     ├── UnsupportedLabelSmoothingError (RuntimeError)  this loss has no labels to smooth
+    ├── NoTrainingBatchError (RuntimeError)            nothing is left to train on
+    ├── SubBatchingNotSupportedError (RuntimeError)    batches of this kind have no parts
     └── NonFiniteLossError (ArithmeticError)  the loss became NaN or infinite
 
     UserWarning
@@ -31,8 +33,10 @@ __all__ = [
     "DatasetNotFoundError",
     "DownloadError",
     "NoSampleWeightSupportError",
+    "NoTrainingBatchError",
     "NonFiniteLossError",
     "ShapeError",
+    "SubBatchingNotSupportedError",
     "UnsupportedLabelSmoothingError",
 ]
 
@@ -71,6 +75,14 @@ class NoSampleWeightSupportError(BessError, RuntimeError):
 
 class UnsupportedLabelSmoothingError(BessError, RuntimeError):
     """A loss has no labels that could be smoothed."""
+
+
+class NoTrainingBatchError(BessError, RuntimeError):
+    """No batch is left to train on."""
+
+
+class SubBatchingNotSupportedError(BessError, RuntimeError):
+    """Batches of this kind cannot be computed in parts."""
 
 
 class NonFiniteLossError(BessError, ArithmeticError):

@@ -209,10 +209,12 @@ def _among(
             rows = torch.from_numpy(triples[batch]).to(table.device)
             lists = torch.from_numpy(candidates if len(candidates) == 1 else candidates[batch])
             known, answer = (rows[:, 0], rows[:, 2]) if side == "tail" else (rows[:, 2], rows[:, 0])
-            query, heads = make_query(score_fn, side, table[flat_row[known]], rows[:, 1])
+            known_rows = score_fn.entities(table[flat_row[known]])
+            query, heads = make_query(score_fn, side, known_rows, rows[:, 1])
             # Beside the candidates, so that equal embeddings have equal scores to the last bit.
             ids = torch.cat([answer[:, None], lists.to(table.device).expand(len(rows), -1)], 1)
-            scores = score_fn.score_candidates(query, table[flat_row[ids]], heads)
+            ranked = score_fn.entities(table[flat_row[ids]])
+            scores = score_fn.score_candidates(query, ranked, heads)
             truth, rivals = scores[:, :1], scores[:, 1:]
             better[batch] = ((rivals > truth) | truth.isnan()).sum(1).cpu().numpy()
             equal[batch] = (rivals == truth).sum(1).cpu().numpy()

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional
+from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from besskge_core.errors import ConfigError
-from besskge_core.ops import RowPlan, plan_rows, sum_rows
+from besskge_core.ops import RowPlan, plan_rows, sparse_rows, sum_rows
 from besskge_core.registry import Registry
 
 OPTIMIZERS: Registry[type] = Registry("optimizer")
@@ -114,7 +114,7 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         if not grad.is_sparse:
             self._update_whole(parameter, grad, tensors, kept["step"], group)
             return
-        values, rows = grad._values(), _flat_rows(grad)
+        values, rows = grad._values(), sparse_rows(grad)
         if plan is None:
             plan = plan_rows(rows, parameter[..., 0].numel())
         grad_rows = sum_rows(values.to(wide), plan)
@@ -162,15 +162,6 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         if group["weight_decay"]:
             weight.mul_(1.0 - group["lr"] * group["weight_decay"])
         self.update(weight, grad, state, step, group)
-
-
-def _flat_rows(grad: Tensor) -> Tensor:
-    """int64 (K,): rows of a sparse gradient, its leading axes laid end to end."""
-    indices = grad._indices()
-    rows = indices[0]
-    for axis in range(1, len(indices)):
-        rows = rows * grad.shape[axis] + indices[axis]
-    return rows
 
 
 def _zeros_like(parameter: Tensor, per_row: bool = False, fill: float = 0.0) -> Tensor:
@@ -282,6 +273,7 @@ class LazyAdam(RowOptimizer):
         params, lr, weight_decay: see the base class.
         beta1, beta2: decay of the first and second moment.
         eps: added to the root of the second moment.
+        betas: both, as torch has them.
     """
 
     def __init__(
@@ -292,7 +284,9 @@ class LazyAdam(RowOptimizer):
         beta1: float = 0.9,
         beta2: float = 0.999,
         eps: float = 1e-8,
+        betas: Optional[Tuple[float, float]] = None,
     ) -> None:
+        beta1, beta2 = (beta1, beta2) if betas is None else betas
         if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
             raise ConfigError(f"betas must be in [0, 1), got {beta1} and {beta2}")
         super().__init__(params, lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps)

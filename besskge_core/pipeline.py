@@ -129,11 +129,7 @@ class AllScoresPipeline(nn.Module):
 
     def _check_sharding(self) -> None:
         """Rows of the queries must be those of the model."""
-        own, queries = self.score_fn.sharding, self.batch_sampler.triple_set.sharding
-        same = own is queries or np.array_equal(
-            own.shard_and_idx_to_entity, queries.shard_and_idx_to_entity
-        )
-        if not same:
+        if not self.score_fn.sharding.same_rows(self.batch_sampler.triple_set.sharding):
             raise ConfigError(
                 "the queries were partitioned for another sharding than the model has; partition"
                 " them again, with score_fn.sharding, and make the pipeline anew"

@@ -242,7 +242,8 @@ class Predictor:
     def _best_relations(self, head: int, tail: int, k: int, filter_known: bool) -> TopK:
         table, flat_row = self.score_fn.entity_embedding, self.score_fn.sharding.flat_row
         every = np.arange(self.dataset.n_relation_type)
-        h, t = (table.flatten(end_dim=1)[flat_row[e]].expand(len(every), -1) for e in (head, tail))
+        rows = table.flatten(end_dim=1)[flat_row[[head, tail]]]
+        h, t = (x.expand(len(every), -1) for x in self.score_fn.entities(rows))
         relation = torch.from_numpy(every).to(table.device)
         scores = without_nan(self.score_fn.score_triple(h, relation, t))
         if filter_known:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import abc
 from typing import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from besskge_core.errors import ConfigError
@@ -90,5 +91,5 @@ class DuraRegularizer(Regularizer):
             )
         h, r, t = head.flatten(end_dim=-2), relation_id.flatten(), tail.flatten(end_dim=-2)
         moved = score_fn.query(h, r, False)[0], score_fn.query(t, r, True)[0]
-        total = sum(x.square().sum(-1) for x in (h, t, *moved))
-        return self.weight * total.view(relation_id.shape)
+        norms = torch.stack([x.square().sum(-1) for x in (h, t, *moved)])
+        return self.weight * norms.sum(0).view(relation_id.shape)

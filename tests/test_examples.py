@@ -41,4 +41,4 @@ def test_a_program_in_upstreams_manner_runs_and_learns(capsys):
 def test_every_configuration_is_one_of_a_known_data_set(path):
     config = load(TrainingConfig, path)
     assert config.data.dataset in {*BENCHMARKS, *GENERATORS}
-    assert path.stem == f"{config.data.dataset}-{config.model.score_function}"
+    assert path.stem.startswith(f"{config.data.dataset}-{config.model.score_function}")

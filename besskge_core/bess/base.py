@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from besskge_core.bess.filtering import known_candidates, pad_pairs
 from besskge_core.bess.layout import MicroBatch, Scored, Side, of_side, sides_of, weights_of
+from besskge_core.embedding import Counted
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
 from besskge_core.known import KnownTriples
@@ -156,7 +157,9 @@ class BessKGE(nn.Module, abc.ABC):
             negative=(negative, "L S A N"),
             **{name: (x, axes) for name, (x, axes) in optional.items() if x is not None},
         )
-        batch = MicroBatch(head, relation, tail, negative, triple_mask, heads_replaced, hub)
+        batch = MicroBatch(
+            head, relation, tail, negative, triple_mask, heads_replaced, hub, negative_mask
+        )
         with self.score_fn.pooling(self._shares_candidates):
             scored = self._score(batch)
         if negative_mask is not None:
@@ -210,6 +213,13 @@ class BessKGE(nn.Module, abc.ABC):
         if not self.negative_sampler.local_sampling:
             x = self.exchange.all_to_all(x)
         return self._in_columns(x.transpose(1, 2), n_positive)
+
+    def prepare(self, columns: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+        """What the host adds to a micro-batch of all shards: the true triples to leave out."""
+        prepared = dict(columns)
+        if self.negative_sampler.known is not None and "negative_filter" not in prepared:
+            prepared["negative_filter"] = self.filter_negatives(columns)
+        return prepared
 
     def filter_negatives(
         self, batch: Mapping[str, Tensor], known: Optional[KnownTriples] = None
@@ -275,6 +285,9 @@ class BessKGE(nn.Module, abc.ABC):
             for positive, negative, of_triple, count in of_shards
         ]
         loss = torch.stack(losses).mean()
+        counted = True if triple_mask is None else triple_mask
+        term = self.score_fn.pop_regularization_term(relation, counted)
+        loss = loss + term.to(loss.dtype)
         if self.regularizer is None:
             return loss
         cost = (weight * self._penalty(scored, relation)).sum(-1)
@@ -341,10 +354,35 @@ class BessKGE(nn.Module, abc.ABC):
         return of_side(x, axis, side, n_positive)
 
     def _rows(self, batch: MicroBatch) -> Tensor:
-        """(L, K, D): the rows of :meth:`lookups`."""
+        """(L, K, D): the rows of :meth:`lookups`, as they are scored."""
         index = self.lookups(batch.head, batch.tail, batch.negative, batch.hub)
         assert index is not None
-        return gather(self.entity_embedding, index)
+        return self.score_fn.entities(gather(self.entity_embedding, index), self._counted(batch))
+
+    def _counted(self, batch: MicroBatch) -> Counted:
+        """bool (L, K): the look-ups that the entities' regulariser sees.
+
+        They are those of real triples and their negatives. A hub counts once a step, where it lives.
+        """
+        representation = self.score_fn.entity_representation
+        if self.loss_fn is None or representation is None or representation.regularizer is None:
+            return False  # and nobody would ask for the term
+        mask, n_row = batch.triple_mask, self.entity_embedding.shape[1]
+        real = torch.ones_like(batch.head, dtype=torch.bool) if mask is None else mask
+        negative = torch.ones_like(batch.negative, dtype=torch.bool)
+        if batch.negative_mask is not None:
+            negative = batch.negative_mask.transpose(1, 2)
+        if not self._shares_candidates:
+            negative = negative & real.flatten(1)[:, None, :, None]
+        if not self.negative_sampler.local_sampling:
+            negative = self.exchange.all_to_all(negative)
+        head = real & (batch.head < n_row)
+        tail = self.exchange.all_to_all(real) & (batch.tail < n_row)
+        hub = None if batch.hub is None else (batch.hub < n_row - 1).int()  # the last is padding
+        # Laid out as the rows are, each in the place of its row.
+        counted = self.lookups(head.int(), tail.int(), negative.int(), hub)
+        assert counted is not None
+        return counted.bool()
 
     def _hubs(self, rows: Tensor, hub: Optional[Tensor]) -> Optional[Tensor]:
         """The last H of rows (L, K, D), from all shards: (L, S * H, D)."""

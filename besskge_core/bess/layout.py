@@ -14,7 +14,7 @@ from besskge_core.scoring import BaseScoreFunction, Heads, Query
 
 
 class MicroBatch(NamedTuple):
-    """What :meth:`BessKGE.forward` is given, but for weights and masks of negatives."""
+    """What :meth:`BessKGE.forward` is given, but for weights and the negatives to filter."""
 
     head: Tensor
     relation: Tensor
@@ -23,6 +23,7 @@ class MicroBatch(NamedTuple):
     triple_mask: Optional[Tensor] = None
     heads_replaced: Optional[Tensor] = None
     hub: Optional[Tensor] = None
+    negative_mask: Optional[Tensor] = None
 
 
 class Scored(NamedTuple):

@@ -1,204 +1,36 @@
-"""Training against all entities: each shard scores everyone's queries with its own entities.
+"""One answer of each triple against all entities: 1vsAll, also called symmetric LCWA.
 
-Entities do not move to be candidates. What travels is the queries; and, for a softmax, one
-log-sum-exp of each query from every shard, which together give that over all entities (and are
-exact in their gradients, for the shares of the shards are a softmax too).
-
-Axes as in the package's docstring; Q: queries of all shards; K: answers.
+Axes as in the package's docstring.
 """
 
 from __future__ import annotations
 
-import abc
-import contextlib
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from besskge_core.bess.against_all import AllEntitiesBessKGE, Answers
 from besskge_core.bess.layout import weights_of
-from besskge_core.bess.tiled import Here, Task, TileShape, all_entity_loss, rows_and_table
+from besskge_core.bess.tiled import rows_and_table
+from besskge_core.embedding import Counted
 from besskge_core.errors import ConfigError
-from besskge_core.exchange import Exchange, LocalExchange
-from besskge_core.loss import CrossEntropyLoss, LabelledLoss
+from besskge_core.loss import LabelledLoss
 from besskge_core.loss.entries import wide
 from besskge_core.regularizer import Regularizer
-from besskge_core.scoring import BaseScoreFunction, Query
+from besskge_core.scoring import BaseScoreFunction
 from besskge_core.shapes import match_shapes
-from besskge_core.sharding import Sharding
 
 SIDES = ("head", "tail")
-
-#: Which of everyone's queries have their answers here, and in which rows: (K,) each.
-Answers = Tuple[Tensor, Tensor]
-
-
-class AllEntitiesBessKGE(nn.Module, abc.ABC):
-    """Base of what is trained with the scores of all entities.
-
-    Args:
-        score_fn: score function, which owns the tables.
-        loss_fn: loss of scores with labels; None: cross-entropy.
-        label_smoothing: of the labels; what it means is the loss's business.
-        regularizer: penalty of the embeddings of the triples.
-        max_scores: scores held at a time; the numbers do not depend on it.
-        score_dtype: type in which candidates are scored, such as torch.bfloat16; None: that of the
-            tables. Losses are computed in float32 in any case.
-
-    Attributes:
-        exchange: the collectives; set by the runtime, one process by default.
-        inputs: columns of a batch that `forward` takes.
-        paired: batches are of triples partitioned by shard pairs.
-    """
-
-    inputs: Tuple[str, ...]
-    paired: bool
-
-    def __init__(
-        self,
-        score_fn: BaseScoreFunction,
-        loss_fn: Optional[LabelledLoss] = None,
-        label_smoothing: float = 0.0,
-        regularizer: Optional[Regularizer] = None,
-        max_scores: int = 2**25,
-        score_dtype: Optional[torch.dtype] = None,
-    ) -> None:
-        super().__init__()
-        loss_fn = CrossEntropyLoss() if loss_fn is None else loss_fn
-        if not isinstance(loss_fn, LabelledLoss):
-            raise ConfigError(
-                f"{type(loss_fn).__name__} is of sampled negatives; with all entities give a loss"
-                " of labels, such as CrossEntropyLoss or BCEWithLogitsLoss"
-            )
-        if score_fn.sharding.hub_rows is not None:
-            raise ConfigError(
-                "no entity moves here, so hubs mean nothing: create the sharding without hubs"
-            )
-        if max_scores < 1:
-            raise ConfigError(f"max_scores must be at least 1, got {max_scores}")
-        self.score_fn, self.loss_fn, self.regularizer = score_fn, loss_fn, regularizer
-        self.smoothing = loss_fn.smoothing(label_smoothing, score_fn.sharding.n_entity)
-        self.max_scores, self.score_dtype = max_scores, score_dtype
-        self.exchange: Exchange = LocalExchange(score_fn.sharding.n_shard)
-
-    @property
-    def entity_embedding(self) -> nn.Parameter:
-        """The entity table of the score function, (L, E, D)."""
-        return self.score_fn.entity_embedding
-
-    @property
-    def sharding(self) -> Sharding:
-        """Of the entities, that of the score function."""
-        return self.score_fn.sharding
-
-    def _own_shard(self, n_host: int) -> Tensor:
-        """(L, 1): which shards are hosted."""
-        n_shard = self.exchange.n_shard
-        shard = torch.arange(n_shard, device=self.entity_embedding.device)
-        return self.exchange.all_to_all(shard.expand(n_host, n_shard))[:, :1]  # sent by all
-
-    def _against_all(
-        self,
-        query: Sequence[Query],
-        heads: bool,
-        answers: Sequence[Answers],
-        weight: Tensor,
-        table: Tensor,
-    ) -> Tensor:
-        """The loss of queries with all entities, or the hosted shards' part of it, ().
-
-        Args:
-            query: of each hosted shard, (B, ...) each.
-            heads: whether heads are asked for.
-            answers: of each hosted shard.
-            weight: (L, B), of the queries.
-            table: (L, E, D), rows of all entities.
-        """
-        score_fn, exchange = self.score_fn, self.exchange
-        padding = self._padding(len(query))
-        everyone = [exchange.all_gather(torch.stack(x)).flatten(1, 2) for x in zip(*query)]
-        here = [
-            Here(tuple(own), table[i], *answers[i], None if padding is None else padding[i])
-            for i, own in enumerate(zip(*(x.unbind() for x in everyone)))
-        ]
-        pair_query = None
-        if self.loss_fn.pairs:
-            here, pair_query = self._with_pairs(here, heads)
-        weights = exchange.all_gather(weight).flatten(1)[0].unsqueeze(1)  # (Q, 1), the same on all
-        n_here = torch.zeros(len(here), len(weights), device=weights.device)
-        for count, shard in zip(n_here, here):
-            count.index_add_(0, shard.which.long(), torch.ones_like(shard.which, dtype=count.dtype))
-        n_positive = exchange.all_reduce(n_here)[0].to(weights.dtype).unsqueeze(1)
-
-        def score(of_query: Query, rows: Tensor) -> Tensor:
-            return score_fn.score_candidates(of_query, rows.unsqueeze(0), heads)
-
-        task = Task(
-            loss_fn=self.loss_fn,
-            smoothing=self.smoothing,
-            score=score,
-            weight=weights,
-            n_positive=n_positive,
-            n_kept=torch.full_like(n_positive, score_fn.sharding.n_entity),
-            pair_query=pair_query,
-            exchange=exchange,
-            shape=TileShape.of(len(weights), table.shape[1], len(here), self.max_scores),
-            cast=self._cast,
-        )
-        others: List[Tensor] = [x for x in score_fn.parameters() if x is not self.entity_embedding]
-        return all_entity_loss(task, here, others)
-
-    def _with_pairs(self, here: Sequence[Here], heads: bool) -> Tuple[List[Here], Tensor]:
-        """Tell all shards the scores of all answers."""
-        most = torch.tensor([[len(x.which)] for x in here], device=here[0].which.device)
-        n_answer = int(self.exchange.all_gather(most).max())
-        which, score = [], []
-        for x in here:
-            query = tuple(part[x.which] for part in x.query)
-            own = self.score_fn.score_query(query, x.table[x.row], heads)
-            missing = n_answer - len(own)
-            which.append(nn.functional.pad(x.which, (0, missing), value=-1))
-            score.append(nn.functional.pad(own, (0, missing)))
-        all_which = self.exchange.all_gather(torch.stack(which)).flatten(1)
-        all_score = self.exchange.all_gather(torch.stack(score)).flatten(1)
-        pairs = [x._replace(pair_score=of_pairs) for x, of_pairs in zip(here, all_score.unbind())]
-        return pairs, all_which[0]
-
-    def _padding(self, n_host: int) -> Optional[Tensor]:
-        """bool (L, E), True where a row is of no entity; None if no shard has such rows."""
-        sharding = self.score_fn.sharding
-        if int(sharding.shard_counts.min()) == self.entity_embedding.shape[1]:
-            return None
-        ids = torch.from_numpy(sharding.shard_and_idx_to_entity).to(self.entity_embedding.device)
-        return (ids >= sharding.n_entity)[self._own_shard(n_host)[:, 0]]
-
-    def _cast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.score_dtype is None or self.score_dtype == self.entity_embedding.dtype:
-            return contextlib.nullcontext()
-        return torch.autocast(self.entity_embedding.device.type, dtype=self.score_dtype)
-
-    def _penalty(self, head: Tensor, relation: Tensor, tail: Tensor, weight: Tensor) -> Tensor:
-        """That of triples: rows (L, B, D), relation IDs and weights (L, B); part as of the loss."""
-        assert self.regularizer is not None
-        cost = self.regularizer.of_triples(self.score_fn, head, relation, tail)
-        return self._reduced(cost, weight)
-
-    def _reduced(self, cost: Tensor, weight: Tensor) -> Tensor:
-        """Costs and weights of triples (L, B), reduced and scaled as the loss is; their part."""
-        total = (weight * cost).sum()
-        if self.loss_fn.reduction == "mean":
-            size = self.exchange.all_reduce(weight.sum(-1))[0]
-            total = total / torch.where(size > 0.0, size, torch.ones_like(size))
-        return self.loss_fn.loss_scale * total
 
 
 class OneVsAllBessKGE(AllEntitiesBessKGE):
     """The answer of each triple against all entities, for one side or both.
 
-    With both sides and cross-entropy this is the symmetric objective of Lacroix et al., ICML 2018,
-    with the same relations for heads; a model with inverse relations, trained on inverse triples
-    too, asks for tails alone, which is the objective as they wrote it. Each triple has one answer;
-    other true ones of its query count as false.
+    With both sides, cross-entropy and inverse relations, which ask for heads as (t, r^-1, ?), this
+    is the objective of Lacroix et al., ICML 2018; so it is for tails alone of triples to which
+    their inverse ones were added. Without inverse relations heads are asked for by the same
+    relation. Each triple has one answer; other true ones of its query count as false.
 
     Args:
         score_fn: score function, which owns the tables.
@@ -229,10 +61,10 @@ class OneVsAllBessKGE(AllEntitiesBessKGE):
         super().__init__(score_fn, loss_fn, label_smoothing, regularizer, max_scores, score_dtype)
         if not sides or set(sides) - set(SIDES):
             raise ConfigError(f"sides are {tuple(sides)}, expected some of {SIDES}")
-        if "head" in sides and not score_fn.scores_heads:
+        if "head" in sides and not (score_fn.scores_heads or score_fn.inverse_relations):
             raise ConfigError(
-                f"{type(score_fn).__name__} has no query for heads; add inverse triples and ask"
-                " for tails only"
+                f"{type(score_fn).__name__} has no query for heads; make it with inverse relations,"
+                " which ask for heads as tails, or ask for tails only"
             )
         if not relation_weight >= 0.0:
             raise ConfigError(f"relation_weight must be at least 0, got {relation_weight}")
@@ -266,29 +98,58 @@ class OneVsAllBessKGE(AllEntitiesBessKGE):
         match_shapes(
             head=(head, "L S P"), relation=(relation, "L S P"), tail=(tail, "L S P"), **optional
         )
-        n_query = head[0].numel()
+        n_query, n_host = head[0].numel(), len(head)
         index = torch.cat([head.flatten(1), tail.flatten(1)], dim=1)
         rows, table = rows_and_table(self.entity_embedding, index)
-        sent = rows[:, n_query:].unflatten(1, tail.shape[1:])
-        head_rows, tail_rows = rows[:, :n_query], self.exchange.all_to_all(sent).flatten(1, 2)
+        head_rows, tail_rows = self._triple_rows(rows, n_query, tail, triple_mask)
         relations = relation.flatten(1)
         weight = weights_of(head_rows, triple_weight, triple_mask).expand_as(relations)
         weight = weight.to(wide(head_rows))
-        own = self._own_shard(len(head))
+        own = self._own_shard(n_host)
         loss = torch.zeros((), dtype=weight.dtype, device=head.device)
+        asked_for = []
         for side in self.sides:
-            heads = side == "head"
-            known = tail_rows if heads else head_rows
-            query = [
-                self.score_fn.query(x, r, heads) for x, r in zip(known.unbind(), relations.unbind())
-            ]
-            answers = self._answers(head if heads else tail, own, heads)
+            asked = side == "head"
+            known, answer = (tail_rows, head) if asked else (head_rows, tail)
+            heads, of_side = self._asked(asked, relations)
+            asked_for.append(of_side)
+            query = self._queries(known, of_side, heads)
+            answers = self._answers(answer, own, asked)
             loss = loss + self._against_all(query, heads, answers, weight, table)
-        if self.relation_weight:
-            loss = loss + self._relation_loss(head_rows, relations, tail_rows, weight)
-        if self.regularizer is not None:
-            loss = loss + self._penalty(head_rows, relations, tail_rows, weight)
-        return {"loss": loss * (self.exchange.n_shard / len(head))}
+        for directed in self._directions(head_rows, relations, tail_rows):
+            if self.relation_weight:
+                loss = loss + self._relation_loss(*directed, weight)
+            if self.regularizer is not None:
+                loss = loss + self._penalty(*directed, weight)
+        return self._outputs(loss, asked_for, triple_mask)
+
+    def _triple_rows(
+        self, rows: Tensor, n_head: int, tail: Tensor, triple_mask: Optional[Tensor]
+    ) -> Tuple[Tensor, Tensor]:
+        """Rows gathered here, of heads and of tails (to) -> of heads and tails (L, B, D)."""
+        counted: Tuple[Counted, Counted] = (True, True)
+        if triple_mask is not None:
+            counted = triple_mask.flatten(1), self.exchange.all_to_all(triple_mask).flatten(1)
+        here = self.score_fn.entities(rows[:, :n_head], counted[0])
+        sent = self.score_fn.entities(rows[:, n_head:], counted[1])
+        received = self.exchange.all_to_all(sent.unflatten(1, tail.shape[1:]))
+        return here, received.flatten(1, 2)
+
+    def _asked(self, asked: bool, relation: Tensor) -> Tuple[bool, Tensor]:
+        """Whether heads are scored, and by which relations: inverse ones ask for them as tails."""
+        if asked and self.score_fn.inverse_relations:
+            return False, relation + self.score_fn.n_relation_type
+        return asked, relation
+
+    def _directions(
+        self, head: Tensor, relation: Tensor, tail: Tensor
+    ) -> List[Tuple[Tensor, Tensor, Tensor]]:
+        """The triples as they are asked: those of tails, and those of heads if they are others."""
+        found = [(head, relation, tail)]
+        if "head" in self.sides and self.score_fn.inverse_relations:
+            found.append((tail, relation + self.score_fn.n_relation_type, head))
+            return found if "tail" in self.sides else found[1:]
+        return found
 
     def _relation_loss(
         self, head: Tensor, relation: Tensor, tail: Tensor, weight: Tensor

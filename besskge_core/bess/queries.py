@@ -89,7 +89,7 @@ class QueryBESS(nn.Module):
                 f" partition the queries by {'t_shard' if self.heads else 'h_shard'}"
             )
         match_shapes(relation=(relation, "L P"), known=(known, "L P"))
-        rows = gather(self.entity_embedding, known)
+        rows = self.score_fn.entities(gather(self.entity_embedding, known))
         queries = [
             self.score_fn.query(of_shard, r, self.heads)
             for of_shard, r in zip(rows.unbind(), relation.unbind())
@@ -221,17 +221,17 @@ class TopKQueryBessKGE(QueryBESS):
     def _windows(
         self, shard: int, negative: Optional[Tensor], negative_mask: Optional[Tensor]
     ) -> Iterator[Window]:
-        table = self.entity_embedding[shard]
+        table, entities = self.entity_embedding[shard], self.score_fn.entities
         if negative is None:
-            rows = torch.arange(len(table), device=table.device)
-            for own, embedding in zip(rows.split(self.window_size), table.split(self.window_size)):
-                yield Window(own[None, None], embedding[None, None], None, rising=True)
+            every = torch.arange(len(table), device=table.device)
+            for own, rows in zip(every.split(self.window_size), table.split(self.window_size)):
+                yield Window(own[None, None], entities(rows)[None, None], None, rising=True)
             return
         masks: Iterable[Optional[Tensor]] = repeat(None)
         if negative_mask is not None:
             masks = negative_mask[shard].split(self.window_size, dim=-1)
         for given, mask in zip(negative[shard].long().split(self.window_size, dim=-1), masks):
-            yield Window(given, table[given], mask, rising=False)
+            yield Window(given, entities(table[given]), mask, rising=False)
 
     def _best_here(
         self, query: List[Tensor], windows: Iterable[Window], k: int
@@ -363,10 +363,11 @@ class AllScoresBESS(QueryBESS):
         table = self.entity_embedding
         first = step.flatten()[0].long() * self.window_size
         row = first + torch.arange(self.window_size, device=table.device)
-        window = table.index_select(1, row.clamp(max=table.shape[1] - 1))
+        rows = table.index_select(1, row.clamp(max=table.shape[1] - 1))
+        window = self.score_fn.entities(rows)
         scores = [
-            self.score_fn.score_candidates(tuple(q), rows[None], self.heads)
-            for *q, rows in zip(*(x.unbind() for x in (*queries, window)))
+            self.score_fn.score_candidates(tuple(q), own[None], self.heads)
+            for *q, own in zip(*(x.unbind() for x in (*queries, window)))
         ]
         n_shard = self.sharding.n_shard
         returned = self.exchange.all_to_all(torch.stack(scores).unflatten(1, (n_shard, -1)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from besskge_core.embedding.constrainers import CONSTRAINERS
 from besskge_core.embedding.initializers import TABLE_INITIALIZERS, PretrainedInitializer
-from besskge_core.embedding.module import Embedding
+from besskge_core.embedding.module import Counted, Embedding
 from besskge_core.embedding.normalizers import NORMALIZERS
 from besskge_core.embedding.penalties import (
     EMBEDDING_REGULARIZERS,
@@ -45,6 +45,7 @@ __all__ = [
     "NORMALIZERS",
     "TABLE_INITIALIZERS",
     "Combined",
+    "Counted",
     "Embedding",
     "EmbeddingRegularizer",
     "Initializer",

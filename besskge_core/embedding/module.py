@@ -35,6 +35,8 @@ from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.sharding import Sharding
 
 Options = Optional[Mapping[str, Any]]
+#: Which look-ups a regulariser sees: all, none, or bool (...) each.
+Counted = Union[bool, Tensor]
 
 
 class Embedding(nn.Module):
@@ -86,7 +88,9 @@ class Embedding(nn.Module):
     **Sharding.** With a sharding the weight is (S, M, W), padding rows zero, filled by ID before it
     is dealt to the shards: one seed gives the same embeddings for every number of shards. forward
     takes IDs as ever. BESS gathers `weight` by shard and row, and passes what it got to
-    :meth:`represent`.
+    :meth:`represent`. A score function takes an embedding as `entity_initializer`, if its sharding
+    is the same, and one without a sharding as `relation_initializer`; all of the above is then in
+    force in training, evaluation and prediction.
 
     **Gradient.** A dense one is as large as the table, and what torch's optimisers need: the
     default without a sharding. A sparse one (torch.sparse_coo, one entry for each look-up) is as
@@ -220,12 +224,13 @@ class Embedding(nn.Module):
 
     # -- look-ups ----------------------------------------------------------------------------------
 
-    def forward(self, indices: Optional[Tensor] = None) -> Tensor:
+    def forward(self, indices: Optional[Tensor] = None, counted: Counted = True) -> Tensor:
         """Representations of IDs.
 
         Args:
             indices: int32 or int64 (...), any shape; None: all IDs in order, which without anything
                 to be done to them is a view of the weight.
+            counted: whether the regulariser sees them; all, or bool (...) each.
 
         Returns:
             (..., *shape), or (N, *shape).
@@ -235,16 +240,17 @@ class Embedding(nn.Module):
             TypeError: other dtypes.
         """
         if indices is None:
-            return self.represent(self._embeddings.look_up(None))
+            return self.represent(self._embeddings.look_up(None), counted)
         ids = checked_ids(indices, self.max_id, "indices", f"max_id={self.max_id}")
         if not self.unique:
             rows = self._embeddings.look_up(ids)
-            return self.represent(rows.view(*indices.shape, rows.shape[-1]))
+            return self.represent(rows.view(*indices.shape, rows.shape[-1]), counted)
         ids, place = ids.unique(return_inverse=True)
         x = self._normalized(self._embeddings.look_up(ids))
-        return self._regularized(x.index_select(0, place).reshape((*indices.shape, *self.shape)))
+        x = x.index_select(0, place).reshape((*indices.shape, *self.shape))
+        return self._regularized(x, counted)
 
-    def represent(self, rows: Tensor) -> Tensor:
+    def represent(self, rows: Tensor, counted: Counted = True) -> Tensor:
         """Rows of the weight (..., W), gathered by whom it may be -> (..., *shape).
 
         Normaliser, regulariser and dropout act as in :meth:`forward`.
@@ -258,7 +264,7 @@ class Embedding(nn.Module):
                 f"rows have shape {tuple(rows.shape)}, expected (..., W) with W={width}"
             )
         x = self._normalized(rows.reshape(rows.shape[:-1].numel(), width))
-        return self._regularized(x.reshape((*rows.shape[:-1], *self.shape)))
+        return self._regularized(x.reshape((*rows.shape[:-1], *self.shape)), counted)
 
     def _normalized(self, rows: Tensor) -> Tensor:
         """Rows of the weight (n, W) -> (n, *shape)."""
@@ -268,10 +274,12 @@ class Embedding(nn.Module):
         after = same_shape(self.normalizer(before), before, "normalizer")
         return after.to(self.layout.dtype(rows.dtype))
 
-    def _regularized(self, x: Tensor) -> Tensor:
+    def _regularized(self, x: Tensor, counted: Counted) -> Tensor:
         """Update the regulariser, then drop entries."""
-        if self.regularizer is not None:
-            self.regularizer.update(x)
+        if self.regularizer is not None and counted is not False:
+            seen = x[counted] if isinstance(counted, Tensor) else x
+            if seen is x or len(seen):  # a mean of nothing is no number
+                self.regularizer.update(seen)
         if self.dropout is None or not self.dropout.training:
             return x
         if x.dtype in (torch.float32, torch.float64, torch.bfloat16):

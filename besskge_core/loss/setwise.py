@@ -19,8 +19,8 @@ from besskge_core.errors import ConfigError, NoSampleWeightSupportError
 from besskge_core.loss.base import LOSSES
 from besskge_core.loss.entries import Labelled, Part, Rows, Samples, Smoothing, Term, product
 from besskge_core.loss.labelled import LabelledLoss
-from besskge_core.loss.tiles import LossTile, SoftmaxTile
 from besskge_core.loss.pointwise import binary_cross_entropy
+from besskge_core.loss.tiles import LossTile, SoftmaxTile
 
 
 @LOSSES.register("crossentropy")

@@ -48,6 +48,15 @@ def plan_rows(rows: Tensor, n_row: int) -> RowPlan:
     return RowPlan(*(torch.from_numpy(part).to(rows.device) for part in plan))
 
 
+def sparse_rows(grad: Tensor) -> Tensor:
+    """int64 (K,): rows of a sparse gradient, one for each entry, its leading axes laid end to end."""
+    indices = grad._indices()
+    rows = indices[0]
+    for axis in range(1, len(indices)):
+        rows = rows * grad.shape[axis] + indices[axis]
+    return rows
+
+
 def sum_rows(values: Tensor, plan: RowPlan) -> Tensor:
     """Sum the values of each distinct row, in the order of the plan.
 

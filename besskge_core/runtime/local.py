@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from besskge_core.batch_sampler import ShardedBatchSampler
-from besskge_core.bess import BessKGE, OneVsAllBessKGE
+from besskge_core.bess import AllEntitiesBessKGE, BessKGE
 from besskge_core.bess.queries import QueryBESS
 from besskge_core.errors import NonFiniteLossError, ShapeError
 from besskge_core.exchange import LocalExchange
-from besskge_core.ops import RowPlan, plan_rows
+from besskge_core.ops import RowPlan, plan_rows, sparse_rows
 from besskge_core.optim import RowOptimizer
 from besskge_core.philox import Position
+
+#: Optimisers of torch that take sparse gradients.
+TAKE_SPARSE = (torch.optim.SGD, torch.optim.SparseAdam, torch.optim.Adagrad)
 
 
 class Planned(NamedTuple):
@@ -43,7 +46,7 @@ class LocalRuntime:
 
     def __init__(
         self,
-        model: Union[BessKGE, OneVsAllBessKGE, QueryBESS],
+        model: Union[BessKGE, AllEntitiesBessKGE, QueryBESS],
         device: str = "cpu",
         n_worker: int = 1,
     ) -> None:
@@ -53,12 +56,19 @@ class LocalRuntime:
         self.model.exchange = LocalExchange(self.n_shard)
 
     def training_step(
-        self, optimizer: torch.optim.Optimizer
+        self,
+        optimizer: torch.optim.Optimizer,
+        before_update: Callable[[], None] = lambda: None,
     ) -> Callable[[Mapping[str, Tensor] | List[Planned]], Dict[str, Tensor]]:
         """A function that takes a batch, updates the model, and returns its outputs.
 
         A batch is what a sampler or :meth:`dataloader` gives, its first two axes flattened or
         not. Outputs of the micro-batches are stacked, "loss" (M,).
+
+        Args:
+            optimizer: of the model's parameters. Those of torch that take no sparse gradients are
+                given dense ones, as large as the table.
+            before_update: called when gradients are there.
 
         Raises (the function):
             NonFiniteLossError: the loss is not finite; that micro-batch has not been applied.
@@ -66,7 +76,8 @@ class LocalRuntime:
 
         def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
             self.model.train()
-            return _stack([self._train(micro, optimizer) for micro in self._micro_batches(batch)])
+            micros = self._micro_batches(batch)
+            return _stack([self._train(micro, optimizer, before_update) for micro in micros])
 
         return step
 
@@ -122,10 +133,11 @@ class LocalRuntime:
         return [{k: x[i].to(self.device) for k, x in columns.items()} for i in range(n_micro)]
 
     def _plan(self, columns: Dict[str, Tensor]) -> Planned:
-        if not isinstance(self.model, BessKGE):
+        if isinstance(self.model, QueryBESS):
             return Planned(columns, None)
-        if self.model.negative_sampler.known is not None and "negative_filter" not in columns:
-            columns["negative_filter"] = self.model.filter_negatives(columns)
+        columns = self.model.prepare(columns)
+        if isinstance(self.model, AllEntitiesBessKGE):
+            return Planned(columns, None)
         index = self.model.lookups(
             columns["head"], columns["tail"], columns["negative"], columns.get("hub")
         )
@@ -136,7 +148,9 @@ class LocalRuntime:
         flat = (index + n_row * shard[:, None]).flatten()
         return Planned(columns, plan_rows(flat, index.shape[0] * n_row))
 
-    def _train(self, micro: Planned, optimizer: torch.optim.Optimizer) -> Dict[str, Tensor]:
+    def _train(
+        self, micro: Planned, optimizer: torch.optim.Optimizer, before_update: Callable[[], None]
+    ) -> Dict[str, Tensor]:
         optimizer.zero_grad(set_to_none=True)
         out = self.model(**micro.columns)
         loss = out["loss"]
@@ -146,12 +160,33 @@ class LocalRuntime:
                 " or start again from the last checkpoint"
             )
         loss.backward()
+        if not isinstance(optimizer, (RowOptimizer, *TAKE_SPARSE)):
+            for parameter in self.model.parameters():
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.to_dense()
+        before_update()
+        plan, grad = micro.plan, self.model.entity_embedding.grad
+        if grad is not None and grad.is_sparse and grad.is_coalesced():
+            plan = None  # which is of the look-ups one by one
         if isinstance(optimizer, RowOptimizer):
-            plans = None if micro.plan is None else {self.model.entity_embedding: micro.plan}
-            optimizer.step(plans=plans)
+            optimizer.step(plans=None if plan is None else {self.model.entity_embedding: plan})
         else:
             optimizer.step()
+        self.model.score_fn.post_parameter_update(self._changed_rows(optimizer, plan))
         return {name: value.detach() for name, value in out.items()}
+
+    def _changed_rows(
+        self, optimizer: torch.optim.Optimizer, plan: Optional[RowPlan]
+    ) -> Optional[Tensor]:
+        """Entity rows (U,) that an update changed, in tables laid end to end; None: all."""
+        grad = self.model.entity_embedding.grad
+        # The momentum of torch's SGD goes on moving rows of earlier steps.
+        lags = isinstance(optimizer, torch.optim.SGD) and any(
+            group["momentum"] for group in optimizer.param_groups
+        )
+        if grad is None or not grad.is_sparse or lags:
+            return None
+        return sparse_rows(grad) if plan is None else plan.unique_rows
 
 
 def _stack(outputs: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:

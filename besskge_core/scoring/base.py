@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import abc
 from contextlib import contextmanager
-from typing import Iterator, List, Tuple, Union
+from typing import Any, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from besskge_core.embedding import (
+    Counted,
+    Embedding,
     Initializers,
     initialize_entity_embedding,
     initialize_relation_embedding,
@@ -30,10 +32,21 @@ from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.registry import Registry
 from besskge_core.scoring.comparators import Dot, distance_matrix, norm
 from besskge_core.scoring.formula import Heads, ScoreFormula
+from besskge_core.scoring.representations import (
+    Table,
+    as_rows,
+    check_entities,
+    check_relations,
+)
 from besskge_core.sharding import Sharding
 
 #: What candidates are compared with, (B, ...) each; opaque but to the score function.
 Query = Tuple[Tensor, ...]
+
+_OWNERS = {
+    "entity_embedding": "entity_representation",
+    "relation_embedding": "relation_representation",
+}
 
 
 class BaseScoreFunction(nn.Module, abc.ABC):
@@ -41,11 +54,15 @@ class BaseScoreFunction(nn.Module, abc.ABC):
 
     A subclass sets the first four attributes and defines the scores of triples, heads and tails.
 
+    A table is a parameter, or the weight of an :class:`~besskge_core.embedding.Embedding`.
+
     Attributes:
         negative_sample_sharing: score every query against the candidates of all of them.
         sharding: of the entities.
         entity_embedding: (n_shard, max_entity_per_shard, D).
         relation_embedding: (n_relation_type or twice as many, R).
+        entity_representation: what `entity_embedding` is the weight of, or None.
+        relation_representation: likewise.
         inverse_relations: whether there are embeddings of the inverse relations, too.
         scores_heads: whether queries (?, r, t) can be answered. If not, asking for heads raises
             NotImplementedError: train with inverse triples, and corrupt tails only.
@@ -55,8 +72,21 @@ class BaseScoreFunction(nn.Module, abc.ABC):
     sharding: Sharding
     entity_embedding: nn.Parameter
     relation_embedding: nn.Parameter
+    entity_representation: Optional[Embedding]
+    relation_representation: Optional[Embedding]
     inverse_relations: bool = False
     scores_heads: bool = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entity_representation = self.relation_representation = None
+        self._relations_seen: List[Tensor] = []  # (K,) each, for the regulariser
+
+    def __getattr__(self, name: str) -> Any:
+        # A weight has one name among the parameters, that of the representation.
+        owner = _OWNERS.get(name)
+        representation = None if owner is None else self._modules.get(owner)
+        return super().__getattr__(name) if representation is None else representation.weight
 
     @property
     def is_inner_product(self) -> bool:
@@ -131,9 +161,66 @@ class BaseScoreFunction(nn.Module, abc.ABC):
 
     # -- what else is asked of it ------------------------------------------------------------------
 
+    def entities(self, rows: Tensor, counted: Counted = True) -> Tensor:
+        """Rows of the entity table, as they are gathered -> as they are scored, both (..., D).
+
+        In training each call has its own dropout, and a term of the regulariser: call this once
+        with all that a shard gathers.
+
+        Args:
+            rows: (..., D).
+            counted: whether the regulariser sees them; all, or bool (...) each.
+        """
+        if self.entity_representation is None:
+            return rows
+        return as_rows(self.entity_representation.represent(rows, counted), rows.dim() - 1)
+
     def relation(self, relation_id: Tensor) -> Tensor:
         """relation_id (...), int32 or int64 -> (..., R)."""
-        return F.embedding(relation_id, self.relation_embedding)
+        representation = self.relation_representation
+        if representation is None:
+            return F.embedding(relation_id, self.relation_embedding)
+        if representation.regularizer is not None and self.training and torch.is_grad_enabled():
+            self._relations_seen.append(relation_id.reshape(-1))
+        return as_rows(representation(relation_id, counted=False), relation_id.dim())
+
+    def pop_regularization_term(
+        self, relation_id: Union[Tensor, Sequence[Tensor], None] = None, counted: Counted = True
+    ) -> Tensor:
+        """What the representations' regularisers ask for since the last time, a scalar; or 0.
+
+        Each call of :meth:`entities` is a term. Relations make one in all: a step looks them up by
+        shard and by side, and should not cost more because it has more of them.
+
+        Args:
+            relation_id: (...), of the triples of a step, or several, a term each; None: what
+                :meth:`relation` looked up.
+            counted: whether these count; all, or bool (...) each.
+        """
+        entities, relations = self.entity_representation, self.relation_representation
+        seen, self._relations_seen = self._relations_seen, []
+        if relation_id is None:
+            relation_id = [torch.cat(seen)] if seen else []
+        if relations is not None and relations.regularizer is not None:
+            for ids in [relation_id] if isinstance(relation_id, Tensor) else relation_id:
+                relations(ids, counted)
+        term = self.entity_embedding.new_zeros(())
+        for representation in (entities, relations):
+            if representation is not None:
+                term = term + representation.pop_regularization_term()
+        return term
+
+    def post_parameter_update(self, rows: Optional[Tensor] = None) -> None:
+        """Apply the representations' constrainers, in place; for after an update.
+
+        Args:
+            rows: integer (U,), entity rows that changed, as places in the shards' tables laid end
+                to end; None: all. Of relations it is always all.
+        """
+        if self.entity_representation is not None:
+            self.entity_representation.post_parameter_update(rows)
+        if self.relation_representation is not None:
+            self.relation_representation.post_parameter_update()
 
     def score_relations(self, head_emb: Tensor, tail_emb: Tensor) -> Tensor:
         """head_emb (B, D), tail_emb (B, D) -> (B, rows of `relation_embedding`): all relations."""
@@ -161,9 +248,12 @@ class BaseScoreFunction(nn.Module, abc.ABC):
                 f"the new sharding is of {new_sharding.n_entity} entities,"
                 f" the table of {self.sharding.n_entity}"
             )
-        self.entity_embedding = refactor_embedding_sharding(
-            self.entity_embedding, self.sharding, new_sharding
-        )
+        if self.entity_representation is not None:
+            self.entity_representation.update_sharding(new_sharding)
+        else:
+            self.entity_embedding = refactor_embedding_sharding(
+                self.entity_embedding, self.sharding, new_sharding
+            )
         self.sharding = new_sharding
 
     @contextmanager
@@ -197,9 +287,15 @@ class FormulaScoreFunction(BaseScoreFunction):
         sharding: of the entities.
         n_relation_type: relations of the graph.
         entity_initializer: a table, or a function for each part of a row, or one for all; see
-            :func:`~besskge_core.embedding.initialize_entity_embedding`.
-        relation_initializer: likewise.
+            :func:`~besskge_core.embedding.initialize_entity_embedding`. Or an
+            :class:`~besskge_core.embedding.Embedding` with this sharding, whose normaliser,
+            regulariser, dropout and constrainer are then in force. Its rows are as wide as the
+            formula's; a complex one has half as many entries, for rows of complex numbers only.
+        relation_initializer: likewise; an Embedding is by relation ID, without a sharding.
         inverse_relations: also make embeddings of the inverse relations.
+
+    Raises:
+        ConfigError: tables or embeddings of another shape, sharding or kind of numbers.
     """
 
     def __init__(
@@ -208,25 +304,34 @@ class FormulaScoreFunction(BaseScoreFunction):
         negative_sample_sharing: bool,
         sharding: Sharding,
         n_relation_type: int,
-        entity_initializer: Initializers,
-        relation_initializer: Initializers,
+        entity_initializer: Table,
+        relation_initializer: Table,
         inverse_relations: bool = False,
     ) -> None:
         super().__init__()
         self.negative_sample_sharing, self.sharding = negative_sample_sharing, sharding
         self.inverse_relations, self.formula = inverse_relations, formula
         self.scores_heads = formula.scores_heads
-        self.entity_embedding = initialize_entity_embedding(
-            sharding,
-            entity_initializer,
-            _row_size(entity_initializer, formula.widths(formula.entity_parts)),
-        )
-        self.relation_embedding = initialize_relation_embedding(
-            n_relation_type,
-            inverse_relations,
-            relation_initializer,
-            _row_size(relation_initializer, formula.widths(formula.relation_parts)),
-        )
+        widths = formula.widths(formula.entity_parts)
+        if isinstance(entity_initializer, Embedding):
+            check_entities(entity_initializer, sharding, sum(widths), formula.complex_entities)
+            self.entity_representation = entity_initializer
+        else:
+            self.entity_embedding = initialize_entity_embedding(
+                sharding, entity_initializer, _row_size(entity_initializer, widths)
+            )
+        widths = formula.widths(formula.relation_parts)
+        if isinstance(relation_initializer, Embedding):
+            check_relations(
+                relation_initializer, n_relation_type, inverse_relations, sum(widths),
+                formula.complex_relations,
+            )  # fmt: skip
+            self.relation_representation = relation_initializer
+        else:
+            self.relation_embedding = initialize_relation_embedding(
+                n_relation_type, inverse_relations, relation_initializer,
+                _row_size(relation_initializer, widths),
+            )  # fmt: skip
 
     def __init_subclass__(cls, **options: object) -> None:
         # Who writes a score anew is to be asked for it, not the formula.

@@ -7,13 +7,14 @@ from typing import List, Optional
 import torch
 from torch import Tensor, nn
 
-from besskge_core.embedding import Initializers, init_xavier_norm
+from besskge_core.embedding import init_xavier_norm
 from besskge_core.errors import ConfigError
 from besskge_core.scoring.base import SCORE_FUNCTIONS
 from besskge_core.scoring.comparators import Dot
 from besskge_core.scoring.formula import QueryScore
 from besskge_core.scoring.models import NamedScoreFunction
 from besskge_core.scoring.operators import Operator, no_query_for_heads
+from besskge_core.scoring.representations import Table
 from besskge_core.sharding import Sharding
 
 
@@ -103,8 +104,8 @@ class ConvE(NamedScoreFunction):
         embedding_size: int,
         embedding_height: int,
         embedding_width: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         inverse_relations: bool = True,
         input_channels: int = 1,
         output_channels: int = 32,

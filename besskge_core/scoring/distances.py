@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from besskge_core.embedding import (
-    Initializers,
     init_KGE_normal,
     init_KGE_uniform,
     init_uniform_rotation,
@@ -26,6 +25,7 @@ from besskge_core.scoring.formula import PairScore, QueryScore, ScoreFormula
 from besskge_core.scoring.initializers import init_symmetric_uniform
 from besskge_core.scoring.models import DistanceModel, NamedScoreFunction, SimilarityModel
 from besskge_core.scoring.operators import Rotation, Translation
+from besskge_core.scoring.representations import Table
 from besskge_core.sharding import Sharding
 
 # -- the relation moves the head --------------------------------------------------------------------
@@ -111,8 +111,8 @@ class PairRE(NamedScoreFunction):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         normalize_entities: bool = True,
         inverse_relations: bool = False,
     ) -> None:
@@ -142,8 +142,8 @@ class TripleRE(NamedScoreFunction):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         normalize_entities: bool = True,
         u: float = 0.0,
         inverse_relations: bool = False,
@@ -251,8 +251,8 @@ class CrossedModel(NamedScoreFunction, abc.ABC):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         normalize_entities: bool = True,
         offset: float = 1.0,
         inverse_relations: bool = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Optional
 
-from besskge_core.embedding import Initializers, init_KGE_normal, init_xavier_norm
+from besskge_core.embedding import init_KGE_normal, init_xavier_norm
 from besskge_core.scoring.base import SCORE_FUNCTIONS
 from besskge_core.scoring.comparators import Dot
 from besskge_core.scoring.formula import QueryScore, ScoreFormula
@@ -20,6 +20,7 @@ from besskge_core.scoring.operators import (
     Scaling,
     SwappedScaling,
 )
+from besskge_core.scoring.representations import Table
 from besskge_core.sharding import Sharding
 
 
@@ -147,8 +148,8 @@ class TuckER(NamedScoreFunction):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         relation_size: Optional[int] = None,
         input_dropout: float = 0.0,
         relation_dropout: float = 0.0,

@@ -12,10 +12,11 @@ from typing import Any, Optional, Sequence
 
 from torch import Tensor
 
-from besskge_core.embedding import Initializer, Initializers, init_KGE_uniform
+from besskge_core.embedding import Embedding, Initializer, init_KGE_uniform
 from besskge_core.scoring.base import FormulaScoreFunction
 from besskge_core.scoring.formula import ScoreFormula
 from besskge_core.scoring.operators import Parts
+from besskge_core.scoring.representations import Table
 from besskge_core.sharding import Sharding
 
 
@@ -39,8 +40,8 @@ class NamedScoreFunction(FormulaScoreFunction, abc.ABC):
         negative_sample_sharing: bool,
         sharding: Sharding,
         n_relation_type: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         inverse_relations: bool = False,
     ) -> None:
         super().__init__(
@@ -72,8 +73,9 @@ class DistanceModel(NamedScoreFunction, abc.ABC):
         sharding: of the entities.
         n_relation_type: relations of the graph.
         embedding_size: width of one part of a row.
-        entity_initializer: a table, or a function for each part of a row; None:
-            `entity_initializers`.
+        entity_initializer: a table, or a function for each part of a row, or an
+            :class:`~besskge_core.embedding.Embedding` with this sharding; None:
+            `entity_initializers`. See :class:`FormulaScoreFunction`.
         relation_initializer: likewise.
         inverse_relations: also make embeddings of the inverse relations.
     """
@@ -85,8 +87,8 @@ class DistanceModel(NamedScoreFunction, abc.ABC):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         inverse_relations: bool = False,
     ) -> None:
         super().__init__(
@@ -109,8 +111,8 @@ class SimilarityModel(NamedScoreFunction, abc.ABC):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         inverse_relations: bool = False,
     ) -> None:
         super().__init__(
@@ -125,9 +127,9 @@ class SimilarityModel(NamedScoreFunction, abc.ABC):
 
 
 def _one_a_part(
-    given: Optional[Initializers], default: Sequence[Initializer], parts: Parts, is_complex: bool
-) -> Initializers:
+    given: Optional[Table], default: Sequence[Initializer], parts: Parts, is_complex: bool
+) -> Table:
     given = default if given is None else given
-    if isinstance(given, Tensor) or len(given) != 1 or is_complex:
+    if isinstance(given, (Tensor, Embedding)) or len(given) != 1 or is_complex:
         return given
     return list(given) * len(parts)

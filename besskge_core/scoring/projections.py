@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from besskge_core.embedding import Initializers, init_KGE_uniform, init_xavier_norm
+from besskge_core.embedding import init_KGE_uniform, init_xavier_norm
 from besskge_core.scoring.base import SCORE_FUNCTIONS
 from besskge_core.scoring.comparators import clamp_norm, norm, unit
 from besskge_core.scoring.formula import PairScore, ScoreFormula
 from besskge_core.scoring.initializers import init_identity
 from besskge_core.scoring.models import DistanceModel, NamedScoreFunction
 from besskge_core.scoring.operators import row_times_matrix
+from besskge_core.scoring.representations import Table
 from besskge_core.sharding import Sharding
 
 
@@ -89,8 +90,8 @@ class TransR(NamedScoreFunction):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         relation_size: Optional[int] = None,
         inverse_relations: bool = False,
     ) -> None:
@@ -146,8 +147,8 @@ class TransD(NamedScoreFunction):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         relation_size: Optional[int] = None,
         inverse_relations: bool = False,
     ) -> None:

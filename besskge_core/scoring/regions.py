@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from besskge_core.embedding import Initializers, init_uniform_norm, init_uniform_rotation
+from besskge_core.embedding import init_uniform_norm, init_uniform_rotation
 from besskge_core.scoring.base import SCORE_FUNCTIONS
 from besskge_core.scoring.comparators import norm, widened
 from besskge_core.scoring.formula import PairScore
 from besskge_core.scoring.initializers import init_near_one
 from besskge_core.scoring.models import NamedScoreFunction
+from besskge_core.scoring.representations import Table
 from besskge_core.sharding import Sharding
 
 
@@ -94,8 +95,8 @@ class BoxE(NamedScoreFunction):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         apply_tanh: bool = True,
         dist_func_per_dim: bool = True,
         eps: float = 1e-6,
@@ -164,8 +165,8 @@ class HAKE(NamedScoreFunction):
         sharding: Sharding,
         n_relation_type: int,
         embedding_size: int,
-        entity_initializer: Optional[Initializers] = None,
-        relation_initializer: Optional[Initializers] = None,
+        entity_initializer: Optional[Table] = None,
+        relation_initializer: Optional[Table] = None,
         modulus_weight: float = 1.0,
         phase_weight: float = 0.5,
         inverse_relations: bool = False,

@@ -59,6 +59,12 @@ class Sharding:
         )
         return rows
 
+    def same_rows(self, other: Sharding) -> bool:
+        """Whether all entities have the same places."""
+        return self is other or np.array_equal(
+            self.shard_and_idx_to_entity, other.shard_and_idx_to_entity
+        )
+
     @property
     def hubs(self) -> NDArray[np.int32]:
         """int32 (n_hub,): IDs of the hubs, those of the first shard first."""

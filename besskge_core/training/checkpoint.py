@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
@@ -30,14 +30,13 @@ from torch import Tensor
 
 from besskge_core.embedding import shard_rows
 from besskge_core.errors import CheckpointError
+from besskge_core.optim import RowOptimizer
 from besskge_core.philox import Position
 from besskge_core.scoring import BaseScoreFunction
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 REPLICATED = "replicated.safetensors"
-#: The one tensor whose rows belong to shards; optimiser state follows its parameter.
-SHARDED = "entity_embedding"
 STATE = "optimizer"
 
 State = Dict[str, Any]
@@ -96,9 +95,10 @@ def _write(
             tensors[f"{STATE}/{name}/{kind}"] = value
         else:
             steps[f"{name}/{kind}"] = int(value)
-    sharded = {name: x for name, x in tensors.items() if _is_sharded(name)}
+    sharded = _sharded(score_fn, tensors)
     files: Dict[str, Dict[str, Tensor]] = {
-        REPLICATED: {name: x for name, x in tensors.items() if name not in sharded}
+        # Copies, for a module that two others share has two names, which safetensors refuses.
+        REPLICATED: {name: x.clone() for name, x in tensors.items() if name not in sharded}
     }
     sharding = score_fn.sharding
     for shard, count in enumerate(sharding.shard_counts.tolist()):
@@ -151,6 +151,12 @@ def load_checkpoint(
         for name, own in score_fn.state_dict(keep_vars=True).items():
             own.copy_(tensors[name])
     return dict(manifest["state"])
+
+
+def prune(paths: Iterable[Path]) -> None:
+    """Remove checkpoints."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def read_manifest(path: Path) -> Dict[str, Any]:
@@ -229,13 +235,18 @@ def _load_optimizer(
     for key, value in tensors.items():
         _, name, kind = key.split("/")
         optimizer.state[parameters[name]][kind] = value.to(parameters[name].device)
+    as_tensor = not isinstance(optimizer, RowOptimizer)  # as torch's own count
     for key, step in steps.items():
         name, kind = key.split("/")
-        optimizer.state[parameters[name]][kind] = step
+        count: Any = torch.tensor(float(step)) if as_tensor else step
+        optimizer.state[parameters[name]][kind] = count
 
 
-def _is_sharded(name: str) -> bool:
-    return name == SHARDED or name.startswith(f"{STATE}/{SHARDED}/")
+def _sharded(score_fn: BaseScoreFunction, tensors: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """The tensors whose rows belong to shards: the entity table, and its optimiser state."""
+    named, table = score_fn.state_dict(keep_vars=True).items(), score_fn.entity_embedding
+    own = next(name for name, x in named if x is table)
+    return {k: x for k, x in tensors.items() if k == own or k.startswith(f"{STATE}/{own}/")}
 
 
 def _read(path: Path, digest: str) -> Dict[str, Tensor]:

@@ -31,12 +31,14 @@ from besskge_core.evaluation import Ranking, rank_triples
 from besskge_core.known import KnownTriples
 from besskge_core.philox import Position
 from besskge_core.runtime import LocalRuntime
+from besskge_core.runtime.memory import keep_freed_memory
 from besskge_core.scoring import BaseScoreFunction
 from besskge_core.training.build import Parts, build, build_score_function
 from besskge_core.training.checkpoint import (
     checkpoint_path,
     find_checkpoints,
     load_checkpoint,
+    prune,
     save_checkpoint,
 )
 from besskge_core.training.config import TrainingConfig
@@ -130,6 +132,7 @@ def train(
         KeyboardInterrupt: interrupted, after a checkpoint was written.
     """
     _check_folder(folder, config, resume)
+    keep_freed_memory()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     dataset = load_dataset(config.data.dataset, **config.data.dataset_options)
@@ -255,7 +258,7 @@ class Trainer:
             save_checkpoint(
                 path, self.score_fn, state={"epoch": state.epoch, "metrics": dict(metrics)}
             )
-            _prune([old for old in find_checkpoints(best) if old != path])
+            prune([old for old in find_checkpoints(best) if old != path])
             return
         state.worse += 1
         if settings.patience and state.worse >= settings.patience:
@@ -290,7 +293,7 @@ class Trainer:
         folder = self.folder / "checkpoints"
         path = checkpoint_path(folder, Position(state.epoch, state.step))
         save_checkpoint(path, self.score_fn, self.parts.optimizer, asdict(state))
-        _prune(find_checkpoints(folder)[:-KEPT_CHECKPOINTS])
+        prune(find_checkpoints(folder)[:-KEPT_CHECKPOINTS])
         self._saved_at = time.monotonic()
 
     def _restore(self) -> None:
@@ -367,11 +370,6 @@ def _check_same(before: TrainingConfig, now: TrainingConfig, folder: Path) -> No
                     f"{folder} was trained with {name}={old[name]!r}, now it is {new[name]!r};"
                     " resume with the same value, or start a new folder"
                 )
-
-
-def _prune(paths: List[Path]) -> None:
-    for path in paths:
-        shutil.rmtree(path)
 
 
 @contextmanager
