@@ -5,13 +5,15 @@
 #   VENV     the environment to make or to use; a torch that it has is kept
 #   TORCH    what pip installs where there is no torch, with its options if need be, such as
 #            TORCH="torch==2.4.0 --no-cache-dir"
-#   DATASET  which of examples/configs/*-complex.toml `make train` runs, anew, in runs/DATASET
+#   CONFIG   which of examples/configs/*.toml `make train` runs, anew
+#   DATASET  short for CONFIG=DATASET-complex, in runs/DATASET
 #   ARGS     more arguments for besskge train, pytest or a benchmark
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 DATASET ?= family
+CONFIG ?= $(DATASET)-complex
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -23,8 +25,8 @@ BUILT_FROM := setup.cfg setup.py pyproject.toml $(shell find custom_ops -name '*
 install: $(READY)
 
 train: $(READY)
-	$(BIN)/besskge train --config examples/configs/$(DATASET)-complex.toml \
-	  --out runs/$(DATASET) --overwrite $(ARGS)
+	$(BIN)/besskge train --config examples/configs/$(CONFIG).toml \
+	  --out runs/$(CONFIG:$(DATASET)-complex=$(DATASET)) --overwrite $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)

@@ -89,7 +89,7 @@ def check(model, batch, triples, weight, **tolerance):
 
 
 @pytest.mark.parametrize("n_shard", SHARDS)
-@pytest.mark.parametrize("max_scores", [1, 300, 2**22])
+@pytest.mark.parametrize("max_scores", [7, 300, 2**22])
 @pytest.mark.parametrize("sides", [("tail",), ("head",), ("head", "tail")], ids="+".join)
 def test_loss_and_gradients_are_those_of_the_dense_formula(graph, n_shard, max_scores, sides):
     check(*prepare(graph, n_shard, sides=sides, max_scores=max_scores))
@@ -113,7 +113,7 @@ def test_every_loss_with_labels_trains_against_all_entities(graph, name, reducti
     check(*prepare(graph, n_shard, loss_fn=loss_fn, max_scores=500 if n_shard > 1 else 2**22))
 
 
-@pytest.mark.parametrize("max_scores", [1, 300, 2**22])
+@pytest.mark.parametrize("max_scores", [20, 300, 2**22])
 @pytest.mark.parametrize("name", sorted(LABELLED))
 def test_no_loss_depends_on_the_tiles(graph, name, max_scores):
     check(*prepare(graph, 2, loss_fn=LABELLED[name](), max_scores=max_scores))
@@ -153,6 +153,41 @@ def test_an_answer_that_beats_all_others_by_far_costs_nothing_and_loses_no_digit
     out["loss"].backward()
     assert torch.isfinite(out["loss"])
     assert torch.isfinite(model.entity_embedding.grad.to_dense()).all()
+
+
+@pytest.mark.parametrize("n_shard", [1, 4])
+def test_scores_in_bfloat16_give_nearly_the_same(graph, n_shard):
+    options = dict(dtype=torch.float32, max_scores=300)
+    model, batch, *_ = prepare(graph, n_shard, **options)
+    half, *_ = prepare(graph, n_shard, score_dtype=torch.bfloat16, **options)
+    losses = [x(**batch)["loss"] for x in (model, half)]
+    assert losses[0] != losses[1]
+    assert_close(losses[1], losses[0], rtol=0.02, atol=0.0)
+    for found, expected in zip(*(gradients(x, y).values() for x, y in zip((half, model), losses[::-1]))):
+        assert found.dtype == torch.float32
+        assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.998
+
+
+def test_a_second_backward_pass_is_refused_as_the_first_handed_its_gradients_on(graph):
+    model, batch, *_ = prepare(graph)
+    loss = model(**batch)["loss"]
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="has one backward pass, this is another"):
+        loss.backward()
+
+
+def test_a_factor_of_the_loss_is_one_of_the_gradients(graph):
+    model, batch, *_ = prepare(graph)
+    once, twice = (gradients(model, k * model(**batch)["loss"]) for k in (1.0, 2.0))
+    assert_close(twice, {name: 2 * x for name, x in once.items()})
+
+
+def test_without_gradients_the_loss_is_the_same(graph):
+    model, batch, *_ = prepare(graph)
+    with torch.no_grad():
+        found = model(**batch)["loss"]
+    assert not found.requires_grad
+    assert_close(found, model(**batch)["loss"])
 
 
 class Largest(TorchDispatchMode):
