@@ -9,7 +9,8 @@ Axes:
 from __future__ import annotations
 
 import inspect
-from typing import Any, Dict, List, Mapping, Optional, Type, Union
+import math
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class KGEModel(nn.Module):
         regularizer: name, class or instance of a penalty of the triples of a batch, such as "lp"
             (with p = 3 it is N3) or "dura".
         regularizer_kwargs: its options.
-        n_shard: parts that the entity table is split into; numbers do not depend on it.
+        n_shard: parts that the entity table is split into. Tables begin the same for any number; so
+            does a batch of all triples cost the same against all entities.
         random_seed: of torch, set before tables are drawn, and of the sharding. None: not set.
 
     Attributes:
@@ -170,6 +172,11 @@ class KGEModel(nn.Module):
 
     def _entity_rows(self, ids: Tensor) -> Tensor:
         """(B,) -> (B, W)"""
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_entities:
+            raise IndexError(
+                f"entity IDs run from {int(ids.min())} to {int(ids.max())}, expected"
+                f" [0, {self.num_entities})"
+            )
         flat = self.score_fn.entity_embedding.flatten(end_dim=1)
         place = torch.from_numpy(self.score_fn.sharding.flat_row).to(flat.device)
         return self.score_fn.entities(flat.index_select(0, place[ids]))
@@ -197,7 +204,18 @@ class _Builder:
         self.interaction = (
             SCORE_FUNCTIONS[interaction.lower()] if isinstance(interaction, str) else interaction
         )
-        self.made = isinstance(interaction, BaseScoreFunction)
+        late = sorted({"max_id", "num_embeddings", "sharding"} & {*entity, *relation})
+        if late:
+            raise ConfigError(f"{late} of representations follow from the graph; leave them out")
+        self.dim = _dim(entity)
+        if isinstance(interaction, ScoreFormula) and self.dim not in (None, interaction.dim):
+            raise ConfigError(
+                f"the formula is for parts {interaction.dim} wide, got embedding_dim={self.dim}"
+            )
+        dtype = entity.get("dtype")
+        if dtype is not None and "dtype" not in relation and not dtype.is_complex:
+            relation["dtype"] = dtype
+        self.made, self.taken = isinstance(interaction, BaseScoreFunction), False
         if self.made and (options or entity or relation):
             raise ConfigError(
                 f"{type(interaction).__name__} comes with its tables: options of the interaction or"
@@ -206,11 +224,7 @@ class _Builder:
 
     def __call__(self) -> BaseScoreFunction:
         if self.made:
-            assert isinstance(self.interaction, BaseScoreFunction)
-            if self._taken:
-                raise ConfigError("a score function that was given as it is cannot be drawn anew")
-            self._taken = True
-            return self.interaction
+            return self._as_it_is()
         by_id = Sharding.create(self.graph.num_entities, 1, 0)
         plain = self._make(by_id, None, None)
         formula = plain.formula
@@ -225,7 +239,20 @@ class _Builder:
             plain,
         )
 
-    _taken = False
+    def _as_it_is(self) -> BaseScoreFunction:
+        made, graph = self.interaction, self.graph
+        assert isinstance(made, BaseScoreFunction)
+        if self.taken:
+            raise ConfigError("a score function that was given as it is cannot be drawn anew")
+        self.taken = True
+        found = (made.sharding.n_entity, made.n_relation_type)
+        if found != graph.sizes or (graph.create_inverse_triples and not made.inverse_relations):
+            raise ConfigError(
+                f"the score function is of {found[0]} entities and {found[1]} relations, the triples"
+                f" of {graph.sizes[0]} and {graph.sizes[1]}; inverse relations it has"
+                f" {made.inverse_relations}, wanted {graph.create_inverse_triples}"
+            )
+        return made
 
     def _make(
         self,
@@ -249,7 +276,7 @@ class _Builder:
             "negative_sample_sharing": False,
             "sharding": sharding,
             "n_relation_type": graph.num_relations,
-            "embedding_size": self.entity.get("embedding_dim", 50),
+            "embedding_size": 50 if self.dim is None else self.dim,
             "inverse_relations": graph.create_inverse_triples,
         }
         if entity is not None:
@@ -262,6 +289,20 @@ class _Builder:
         if like is not None:  # what a formula learns besides the tables
             made.formula.load_state_dict(like.formula.state_dict())
         return made
+
+
+def _axes(shape: Union[int, Sequence[int]]) -> Tuple[int, ...]:
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def _dim(options: Mapping[str, Any]) -> Optional[int]:
+    """Width of one part of a row, if it is given."""
+    shape = options.get("shape")
+    given = [] if shape is None else [math.prod(_axes(shape))]
+    given += [options["embedding_dim"]] if options.get("embedding_dim") is not None else []
+    if len(set(given)) > 1:
+        raise ConfigError(f"shape {shape} and embedding_dim {given[1]} are different widths")
+    return int(given[0]) if given else None
 
 
 def _embedding(
@@ -284,7 +325,10 @@ def _embedding(
             f"relation rows of this interaction are {table.shape[-1]} wide, as follows from the"
             f" entities', but embedding_dim is {dim}"
         )
-    shape = given.pop("shape", None) or (table.shape[-1],)
+    shape = given.pop("shape", None)
+    if shape is None or (name == "entity" and math.prod(_axes(shape)) != table.shape[-1]):
+        shape = (table.shape[-1],)  # all parts of a row
+    shape = _axes(shape)
     if given.get("initializer") is None:
         given["initializer"] = table.reshape(len(table), *shape)
     return Embedding(None if "sharding" in more else len(table), shape=shape, **given, **more)

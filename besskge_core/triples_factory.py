@@ -7,7 +7,7 @@ Axes:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Tuple
 
 import numpy as np
 import torch
@@ -77,6 +77,11 @@ class TriplesFactory:
         # With PyKEEN `num_relations` counts inverse relations, too.
         n_relation = int(getattr(given, "real_num_relations", given.num_relations))
         return cls(torch.as_tensor(triples).long(), n_entity, n_relation, inverse)
+
+    @property
+    def sizes(self) -> Tuple[int, int]:
+        """Entities and relations."""
+        return self.num_entities, self.num_relations
 
     @property
     def triples(self) -> NDArray[np.int32]:

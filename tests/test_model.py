@@ -70,9 +70,7 @@ def test_one_seed_gives_one_model_for_any_number_of_shards(graph, name):
 
 def test_a_reset_draws_anew_and_constrains(graph):
     options = dict(embedding_dim=6, constrainer="normalize")
-    model = KGEModel(
-        triples_factory=graph, entity_representations_kwargs=options, random_seed=0
-    )
+    model = KGEModel(triples_factory=graph, entity_representations_kwargs=options, random_seed=0)
     before = model.score_fn.entity_embedding.clone()
     parameter = model.score_fn.entity_embedding
     after = model.reset_parameters_().score_fn.entity_embedding
@@ -81,11 +79,15 @@ def test_a_reset_draws_anew_and_constrains(graph):
 
 
 def test_a_score_function_that_is_made_already_is_taken_as_it_is(graph):
-    made = DistMult(False, Sharding.create(7, 2, 0), 3, 4)
+    inverse = graph.create_inverse_triples
+    made = DistMult(False, Sharding.create(7, 2, 0), 3, 4, inverse_relations=inverse)
     model = KGEModel(triples_factory=graph, interaction=made)
     assert model.score_fn is made
     with pytest.raises(ConfigError, match="cannot be drawn anew"):
         model.reset_parameters_()
+    other = DistMult(False, Sharding.create(8, 2, 0), 3, 4)
+    with pytest.raises(ConfigError, match="the score function is of 8 entities"):
+        KGEModel(triples_factory=graph, interaction=other)
     with pytest.raises(ConfigError, match="DistMult comes with its tables"):
         KGEModel(triples_factory=graph, interaction=made, interaction_kwargs=dict(x=1))
 
@@ -110,13 +112,33 @@ def test_parts_that_do_not_fit_are_refused(graph):
     with pytest.raises(ConfigError, match="relation rows of this interaction are 12 wide"):
         make(graph, "simple", relation_representations_kwargs=dict(embedding_dim=6))
     with pytest.raises(ConfigError, match="entity rows of this interaction are real"):
-        KGEModel(
-            triples_factory=graph, entity_representations_kwargs=dict(dtype=torch.complex64)
-        )
+        KGEModel(triples_factory=graph, entity_representations_kwargs=dict(dtype=torch.complex64))
     with pytest.raises(ConfigError, match=r"interaction_kwargs has \['gamma'\]"):
         KGEModel(triples_factory=graph, interaction="transe", interaction_kwargs=dict(gamma=1))
+    with pytest.raises(ConfigError, match=r"\['max_id'\] of representations follow from the graph"):
+        KGEModel(triples_factory=graph, entity_representations_kwargs=dict(max_id=7))
+    with pytest.raises(ConfigError, match="shape 4 and embedding_dim 5 are different widths"):
+        KGEModel(
+            triples_factory=graph, entity_representations_kwargs=dict(shape=4, embedding_dim=5)
+        )
+    with pytest.raises(IndexError, match=r"entity IDs run from -1 to 0, expected \[0, 7\)"):
+        make(graph).score_hrt(torch.tensor([[0, 0, 2], [-1, 0, 2]]))
     with pytest.raises(ConfigError, match="regularizer_kwargs .* are for a regularizer by name"):
         make(graph, regularizer=DuraRegularizer(0.1), regularizer_kwargs=dict(weight=1))
+
+
+@pytest.mark.parametrize("shape", [6, (6,), (2, 3)])
+def test_the_width_may_be_given_as_a_shape(graph, shape):
+    model = KGEModel(triples_factory=graph, entity_representations_kwargs=dict(shape=shape))
+    assert model.score_fn.entity_embedding.shape[-1] == 6
+    assert model.score_hrt(graph.mapped_triples).shape == (40, 1)
+
+
+def test_relations_are_of_the_entities_type(graph):
+    options = dict(embedding_dim=6, dtype=torch.bfloat16)
+    model = KGEModel(triples_factory=graph, entity_representations_kwargs=options)
+    assert model.score_fn.relation_embedding.dtype == torch.bfloat16
+    assert model.score_t(graph.mapped_triples[:, :2]).dtype == torch.bfloat16
 
 
 def test_predictions_are_scores_in_evaluation_mode(graph):

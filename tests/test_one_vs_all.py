@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import SHARDS, Shards, batch_of, by_entity, make_score
+from torch import nn
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -69,7 +70,7 @@ def dense_loss(model, triples, weight):
         others = torch.arange(n_relation).repeat(len(h))
         h, t = h.repeat_interleave(n_relation), t.repeat_interleave(n_relation)
         scores = score_fn.score_triple(table[h], others, table[t]).view(-1, n_relation)
-        cost = torch.nn.functional.cross_entropy(scores, r, reduction="none")
+        cost = nn.functional.cross_entropy(scores, r, reduction="none")
         total = total + model.relation_weight * (share * cost).sum()
     return total
 
@@ -155,6 +156,35 @@ def test_an_answer_that_beats_all_others_by_far_costs_nothing_and_loses_no_digit
     assert torch.isfinite(model.entity_embedding.grad.to_dense()).all()
 
 
+class Shifted(nn.Module):
+    """A score function whose scores are far from 0, all by as much."""
+
+    def __init__(self, score_fn, by):
+        super().__init__()
+        self.score_fn, self.by = score_fn, by
+
+    def __call__(self, *arguments):
+        return self.score_fn(*arguments) + self.by
+
+
+@pytest.mark.parametrize("by", [-3000.0, -850.0, 3000.0])
+@pytest.mark.parametrize("n_shard, max_scores", [(1, 2**22), (1, 300), (4, 300), (7, 40), (7, 9)])
+def test_large_scores_lose_no_digits_however_they_are_tiled(graph, n_shard, max_scores, by):
+    options = dict(dtype=torch.float32, max_scores=max_scores, sides=("tail",))
+    model, batch, triples, weight = prepare(graph, n_shard, **options)
+    model.score_fn.score_candidates = Shifted(model.score_fn.score_candidates, by)
+    found = model(**batch)["loss"]
+    score_fn = model.score_fn.double()
+    table = by_entity(score_fn)
+    h, r, t = triples.T
+    query = score_fn.query(table[h], r, False)
+    scores = score_fn.score_candidates(query, table[None], False)
+    costs = nn.functional.cross_entropy(scores, t, reduction="none")
+    expected = (weight * costs).sum() / weight.sum()
+    # What the scores themselves have lost to rounding is 1e-4 at 3000.
+    assert_close(found.double(), expected.detach(), rtol=0, atol=3e-4)
+
+
 @pytest.mark.parametrize("n_shard", [1, 4])
 def test_scores_in_bfloat16_give_nearly_the_same(graph, n_shard):
     options = dict(dtype=torch.float32, max_scores=300)
@@ -163,7 +193,9 @@ def test_scores_in_bfloat16_give_nearly_the_same(graph, n_shard):
     losses = [x(**batch)["loss"] for x in (model, half)]
     assert losses[0] != losses[1]
     assert_close(losses[1], losses[0], rtol=0.02, atol=0.0)
-    for found, expected in zip(*(gradients(x, y).values() for x, y in zip((half, model), losses[::-1]))):
+    for found, expected in zip(
+        *(gradients(x, y).values() for x, y in zip((half, model), losses[::-1]))
+    ):
         assert found.dtype == torch.float32
         assert torch.cosine_similarity(found.flatten(), expected.flatten(), dim=0) > 0.998
 
@@ -225,7 +257,7 @@ def test_a_shard_alone_computes_what_it_does_in_one_process(graph, loss_fn):
 
     def run(rank, exchange):
         score_fn = make_score("complex", model.score_fn.sharding, 4)
-        score_fn.entity_embedding = torch.nn.Parameter(table[rank : rank + 1].clone())
+        score_fn.entity_embedding = nn.Parameter(table[rank : rank + 1].clone())
         own = OneVsAllBessKGE(score_fn, loss_fn, max_scores=300)
         own.exchange = exchange
         return own(**{name: x[rank : rank + 1] for name, x in batch.items()})

@@ -306,12 +306,12 @@ def test_the_learning_rate_follows_its_course_by_epoch(triples, name, options, r
 @pytest.mark.parametrize(
     "name, options", [("onecycle", dict(max_lr=0.1)), ("cyclic", dict(base_lr=0.01, max_lr=0.1))]
 )
-def test_some_courses_go_by_batch(triples, name, options):
+@pytest.mark.parametrize("optimizer", [None, "adamw"])
+def test_some_courses_go_by_batch(triples, name, options, optimizer):
     recorder = Recorder()
-    loop = dict(
-        optimizer="sgd", optimizer_kwargs=dict(lr=0.1, momentum=0.9), lr_scheduler=name,
-        lr_scheduler_kwargs={**options, "cycle_momentum": False},
-    )  # fmt: skip
+    loop = dict(optimizer=optimizer, lr_scheduler=name, lr_scheduler_kwargs=options)
+    if name == "cyclic":
+        loop["lr_scheduler_kwargs"] = {**options, "cycle_momentum": False}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trained(SymmetricLCWATrainingLoop, triples, loop=loop, callbacks=[recorder])
@@ -374,7 +374,10 @@ def test_the_best_weights_are_kept_though_epochs_run_out_first(triples):
 # -- checkpoints -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad", "rmsprop"])
+OPTIMIZERS = ("adam", "adamw", "adagrad", "rmsprop", "asgd", "nadam", "adamax", torch.optim.SGD)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
 @pytest.mark.parametrize("loop_class", [SymmetricLCWATrainingLoop, SLCWATrainingLoop])
 def test_a_training_resumes_from_its_checkpoint(loop_class, triples, tmp_path, optimizer):
     options = dict(
@@ -410,17 +413,30 @@ def test_a_checkpoint_holds_the_stopper_and_the_best_weights(triples, tmp_path):
 
 def test_a_failing_training_leaves_its_last_epoch(triples, tmp_path):
     class Fail(TrainingCallback):
-        def post_epoch(self, loop, epoch, loss):
-            if epoch == 2:
-                raise RuntimeError("stop")
+        def post_batch(self, loop, epoch, loss):
+            if epoch == 3:
+                raise KeyboardInterrupt("in the middle of an epoch")
 
     stored = dict(checkpoint_directory=tmp_path, checkpoint_name="run")
-    with pytest.raises(RuntimeError, match="stop"):
+    with pytest.raises(KeyboardInterrupt, match="in the middle"):
         trained(
             SymmetricLCWATrainingLoop, triples, callbacks=Fail, checkpoint_on_failure=True, **stored
         )
     _, losses = trained(SymmetricLCWATrainingLoop, triples)
     assert trained(SymmetricLCWATrainingLoop, triples, **stored)[1] == losses
+
+
+def test_a_training_that_stopped_early_does_not_go_on_when_resumed(triples, tmp_path):
+    def run():
+        stopper = EarlyStopper(triples, triples, 1, patience=2, metric="mrr", relative_delta=0.9)
+        return trained(
+            SymmetricLCWATrainingLoop, triples, num_epochs=50, stopper=stopper,
+            checkpoint_directory=tmp_path, checkpoint_name="run",
+        )  # fmt: skip
+
+    (first, losses), (again, found) = run(), run()
+    assert len(losses) < 50 and found == losses
+    assert torch.equal(weights(first), weights(again))
 
 
 # -- batches ---------------------------------------------------------------------------------------------
@@ -500,6 +516,72 @@ def test_sampled_negatives_may_be_filtered(triples, sampler, n_shard):
     )
     loop, losses = trained(SLCWATrainingLoop, triples, n_shard, loop=options, num_epochs=10)
     assert losses[-1] < losses[0]
+    module = loop.make_module(triples, 0.0)
+    batch = loop.make_sampler(triples, module, 32).batch(Position(0, 0))
+    columns = {k: x[0] for k, x in batch.items() if k in module.inputs}
+    assert (module.prepare(columns)["negative_filter"] >= 0).any()
+
+
+@pytest.mark.parametrize("n_shard", [1, 3])
+@pytest.mark.parametrize("loop_class", ALL_ENTITIES)
+def test_leaving_the_last_batch_out_loses_no_more_than_that(triples, loop_class, n_shard):
+    recorder = Recorder()
+    trained(
+        loop_class,
+        triples,
+        n_shard,
+        num_epochs=1,
+        batch_size=18,
+        drop_last=True,
+        callbacks=recorder,
+    )
+    assert len(recorder.rates) >= 120 // 18 - 1
+
+
+@pytest.mark.parametrize("n_shard", [2, 3])
+def test_a_sum_over_sampled_negatives_is_one_over_all_shards(triples, n_shard):
+    options = dict(model=dict(loss="mse", loss_kwargs=dict(reduction="sum")), num_epochs=1)
+    still = dict(optimizer="sgd", optimizer_kwargs=dict(lr=0.0))
+    more = dict(**still, negative_sampler_kwargs=dict(num_negs_per_pos=6))
+    one, several = (
+        trained(SLCWATrainingLoop, triples, n, batch_size=1000, loop=more, **options)[1][0]
+        for n in (1, n_shard)
+    )
+    assert several == pytest.approx(one, rel=0.1)  # other negatives are drawn
+
+
+def test_scores_taken_before_training_leave_no_penalty_behind(triples):
+    model = dict(entity_representations_kwargs=dict(embedding_dim=8, regularizer="lp"))
+    _, losses = trained(SymmetricLCWATrainingLoop, triples, model=model)
+    for search in (False, True):
+        scored = make_model(triples, **model)
+        scored.score_hrt(triples.mapped_triples).sum().backward()
+        torch.manual_seed(0)
+        loop = SymmetricLCWATrainingLoop(
+            scored, triples, optimizer_kwargs=dict(lr=0.05), automatic_memory_optimization=search
+        )
+        assert loop.train(num_epochs=3, batch_size=32, use_tqdm=False) == losses
+
+
+def test_a_scheduler_that_is_made_already_begins_anew_too(triples):
+    model, recorder = make_model(triples), Recorder()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.1)
+    loop = SymmetricLCWATrainingLoop(model, triples, optimizer, None, scheduler)
+    for _ in range(2):
+        loop.train(num_epochs=3, batch_size=1000, callbacks=recorder, use_tqdm=False)
+    assert_close(recorder.rates, [0.1, 0.1, 0.01] * 2)
+
+
+def test_triples_of_another_graph_are_refused(triples):
+    loop = SymmetricLCWATrainingLoop(make_model(triples), triples)
+    other = TriplesFactory(triples.mapped_triples[:, :] % 3, 30, 3)
+    with pytest.raises(
+        ConfigError, match="triples are of 30 entities and 3 relations, the model of"
+    ):
+        loop.train(other)
+    with pytest.raises(ConfigError, match="give both the numbers of the whole graph"):
+        LCWATrainingLoop(make_model(triples), other)
 
 
 # -- what cannot work --------------------------------------------------------------------------------------
@@ -512,6 +594,12 @@ def test_sampled_negatives_may_be_filtered(triples, sampler, n_shard):
         (dict(mode="inductive"), "mode 'inductive' is none of"),
         (dict(optimizer="adamm"), "unknown optimizer 'adamm'.*adam"),
         (dict(optimizer=3), "expected a name, a class or an optimizer"),
+        (
+            dict(optimizer="sparseadam"),
+            "'sparseadam' cannot be used here: it takes no dense gradients",
+        ),
+        (dict(optimizer="lbfgs"), "it takes several losses a step"),
+        (dict(lr_scheduler="optimizer"), "unknown lr_scheduler 'optimizer'"),
         (dict(lr_scheduler="expo"), "unknown lr_scheduler 'expo'; expected one of"),
         (dict(lr_scheduler_kwargs=dict(gamma=1)), "of no lr_scheduler"),
         (dict(result_tracker="wandb2"), "unknown result_tracker 'wandb2'"),
@@ -549,6 +637,20 @@ def test_other_things_that_cannot_work(triples):
         trained(SymmetricLCWATrainingLoop, triples, sub_batch_size=0)
     with pytest.raises(ConfigError, match="batch_size must be at least 1, got -3"):
         trained(SymmetricLCWATrainingLoop, triples, batch_size=-3)
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
+        trained(SymmetricLCWATrainingLoop, triples, batch_size=0)
+    with pytest.raises(ConfigError, match="checkpoints need a checkpoint_name"):
+        trained(SymmetricLCWATrainingLoop, triples, checkpoint_frequency=0)
+    with pytest.raises(
+        ConfigError, match="gradient_clipping_norm_type is of gradient_clipping_max"
+    ):
+        trained(SymmetricLCWATrainingLoop, triples, gradient_clipping_norm_type=1.0)
+    with pytest.raises(ConfigError, match=r"callback_kwargs \['a'\] are of classes"):
+        trained(SymmetricLCWATrainingLoop, triples, callback_kwargs=dict(a=1))
+    with pytest.raises(ConfigError, match="callback 'checkpoint' is no TrainingCallback"):
+        trained(SymmetricLCWATrainingLoop, triples, callbacks="checkpoint")
+    with pytest.raises(ConfigError, match="unknown metric 'hits'"):
+        EarlyStopper(triples, metric="hits")
     with pytest.raises(ConfigError, match="sampler 'schlichtkrull' is for graph networks"):
         trained(SymmetricLCWATrainingLoop, triples, sampler="schlichtkrull")
     with pytest.raises(ConfigError, match="unknown negative_sampler 'pseudo'"):

@@ -37,8 +37,9 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
         label_smoothing: of the labels; what it means is the loss's business.
         regularizer: penalty of the embeddings of the triples.
         max_scores: scores held at a time; the numbers do not depend on it.
-        score_dtype: type in which candidates are scored, such as torch.bfloat16; None: that of the
-            tables. Losses are computed in float32 in any case.
+        score_dtype: torch.bfloat16 or torch.float16 for the matrix products that score candidates
+            (distances have none, and stay as they are); None: that of the tables. Losses are
+            computed in float32 in any case.
 
     Attributes:
         tile_shape: how many queries and entities are scored at once; None: as `max_scores` says.
@@ -70,12 +71,17 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
             raise ConfigError(
                 "no entity moves here, so hubs mean nothing: create the sharding without hubs"
             )
+        if score_dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise ConfigError(
+                f"score_dtype is {score_dtype}, expected torch.bfloat16, torch.float16 or None"
+            )
         if max_scores < 1:
             raise ConfigError(f"max_scores must be at least 1, got {max_scores}")
         self.score_fn, self.loss_fn, self.regularizer = score_fn, loss_fn, regularizer
         self.smoothing = loss_fn.smoothing(label_smoothing, score_fn.sharding.n_entity)
         self.max_scores, self.score_dtype = max_scores, score_dtype
         self.tile_shape: Optional[TileShape] = None
+        self._padding_of: Tuple[Optional[Sharding], Optional[Tensor]] = (None, None)
         self.exchange: Exchange = LocalExchange(score_fn.sharding.n_shard)
 
     @property
@@ -106,7 +112,10 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
     def _outputs(
         self, loss: Tensor, relation: Sequence[Tensor], triple_mask: Optional[Tensor]
     ) -> Dict[str, Tensor]:
-        """The outputs of a step, from the part of the loss and the relation IDs of each side (L, B)."""
+        """The outputs of a step, from the part of the loss and the relation IDs of each side (L, B).
+
+        The terms of the embeddings' regularisers are of the look-ups of the hosted shards.
+        """
         n_host = len(relation[0])
         counted = True if triple_mask is None else triple_mask.reshape(n_host, -1)
         term = self.score_fn.pop_regularization_term(relation, counted)
@@ -188,14 +197,18 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
 
     def _padding(self, n_host: int) -> Optional[Tensor]:
         """bool (L, E), True where a row is of no entity; None if no shard has such rows."""
-        sharding = self.score_fn.sharding
-        if int(sharding.shard_counts.min()) == self.entity_embedding.shape[1]:
+        sharding, table = self.score_fn.sharding, self.entity_embedding
+        if int(sharding.shard_counts.min()) == table.shape[1]:
             return None
-        ids = torch.from_numpy(sharding.shard_and_idx_to_entity).to(self.entity_embedding.device)
-        return (ids >= sharding.n_entity)[self._own_shard(n_host)[:, 0]]
+        known, padding = self._padding_of
+        if known is not sharding or padding is None or padding.device != table.device:
+            ids = torch.from_numpy(sharding.shard_and_idx_to_entity).to(table.device)
+            padding = (ids >= sharding.n_entity)[self._own_shard(n_host)[:, 0]]
+            self._padding_of = sharding, padding
+        return padding
 
     def _cast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.score_dtype is None or self.score_dtype == self.entity_embedding.dtype:
+        if self.score_dtype in (None, torch.float32, self.entity_embedding.dtype):
             return contextlib.nullcontext()
         return torch.autocast(self.entity_embedding.device.type, dtype=self.score_dtype)
 

@@ -144,7 +144,7 @@ class _AllEntityLoss(torch.autograd.Function):
         if found is None:
             raise RuntimeError("the loss of all entities has one backward pass, this is another")
         if not (grad.device.type == "cpu" and float(grad) == 1.0):
-            found = [x.mul_(grad.to(x.dtype)) for x in found]
+            found = [None if x is None else x.mul_(grad.to(x.dtype)) for x in found]
         return (None, None, None, *found)
 
 
@@ -204,19 +204,20 @@ class _Walk:
             total = total + self._block(block, sizes)
         return total
 
-    def gradients(self) -> List[Tensor]:
-        """Of all tensors, in the order in which they were given."""
+    def gradients(self) -> List[Optional[Tensor]]:
+        """Of all tensors, in the order in which they were given; None of those without."""
         return [x for sums in (*self.sums, self.parameter_sums) for x in sums.found()]
 
     def _block(self, block: slice, sizes: Sequence[Tensor]) -> Tensor:
         """The loss of some of the queries."""
         keep = self.task.shape.n_row >= len(self.here[0].table)
-        kept = [list(self._tiles(i, block)) if keep else [] for i in range(len(self.here))]
+        shards = range(len(self.here))
+        kept = [list(self._tiles(i, block, self.wanted)) if keep else [] for i in shards]
         log_totals = self._log_totals(kept, block, keep)
         loss = torch.zeros((), dtype=self.dtype, device=self.task.weight.device)
-        for i in range(len(self.here)):
+        for i in shards:
             log_total = None if log_totals is None else log_totals[i]
-            for tile in kept[i] if keep else self._tiles(i, block):
+            for tile in kept[i] if keep else self._tiles(i, block, self.wanted):
                 rows, pairs = self._rows(i, block, log_total)
                 share = tile.loss.share(rows, sizes, self.wanted)
                 loss = loss + share.value
@@ -225,15 +226,15 @@ class _Walk:
             kept[i] = []
         return loss
 
-    def _tiles(self, i: int, block: slice) -> Iterator[_Tile]:
+    def _tiles(self, i: int, block: slice, wanted: bool) -> Iterator[_Tile]:
         """The tiles of a hosted shard and some queries."""
         here, task = self.here[i], self.task
-        needed = [self.wanted and x.requires_grad for x in (here.table, *here.query)]
+        needed = [wanted and x.requires_grad for x in (here.table, *here.query)]
         for begin in range(0, len(here.table), task.shape.n_row):
             rows = here.table[begin : begin + task.shape.n_row]
             parts = (rows, *(x[block] for x in here.query))
             leaves = [x.detach().requires_grad_(need) for x, need in zip(parts, needed)]
-            with torch.set_grad_enabled(self.wanted), task.cast():
+            with torch.set_grad_enabled(wanted), task.cast():
                 score = task.score(tuple(leaves[1:]), leaves[0])
             entries = self._entries(here, block, begin, score)
             yield _Tile(begin, score, leaves, task.loss_fn.tile(entries, task.smoothing))
@@ -252,13 +253,13 @@ class _Walk:
         self, kept: Sequence[Sequence[_Tile]], block: slice, keep: bool
     ) -> Optional[Tensor]:
         """(L, b, 1): log-sum-exp of the logits over all entities of all shards."""
+        if not self.task.loss_fn.has_logits:
+            return None
         of_shards: List[Tensor] = []
         for i in range(len(self.here)):
             total: Optional[Tensor] = None
-            for tile in kept[i] if keep else self._tiles(i, block):
+            for tile in kept[i] if keep else self._tiles(i, block, wanted=False):
                 part = tile.loss.log_sum()
-                if part is None:
-                    return None
                 total = part if total is None else torch.logaddexp(total, part)
             assert total is not None
             of_shards.append(total)
@@ -325,6 +326,6 @@ class Sums:
         else:
             before.index_add_(0, part, grad.to(before.dtype))
 
-    def found(self) -> List[Tensor]:
-        """The sums, zeros where nothing was added."""
-        return [torch.zeros_like(x) if y is None else y for x, y in zip(self.like, self.sums)]
+    def found(self) -> List[Optional[Tensor]]:
+        """The sums; None where nothing was added."""
+        return self.sums

@@ -58,12 +58,14 @@ class LabelledLoss(Loss):
             "LCWA".
         mean_over_number: the mean of `process_...` is sum(w l) / number, as torch does it.
         pairs: entries cost in pairs, so that a tile must know the scores of all positives.
+        has_logits: what an entry costs depends on its share in a softmax, see :meth:`logits`.
     """
 
     smooths_samples: ClassVar[bool] = True
     smooths_labels: ClassVar[bool] = True
     mean_over_number: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = False
 
     def __init__(self, reduction: str = "mean", loss_scale: float = 1.0) -> None:
         super().__init__()
@@ -90,9 +92,9 @@ class LabelledLoss(Loss):
             (B, 1) for each term of :meth:`of_labels`.
         """
 
-    def logits(self, entries: Labelled) -> Optional[Tensor]:
+    def logits(self, entries: Labelled) -> Tensor:
         """(B, E), of whose shares in a softmax over each row the cost depends, -inf if of none."""
-        return None
+        raise NotImplementedError(f"{type(self).__name__} has no softmax")
 
     def process_slcwa_scores(
         self,

@@ -37,6 +37,7 @@ class CrossEntropyLoss(LabelledLoss):
 
     margin: float = 0.0
     temperature: float = 1.0
+    has_logits: ClassVar[bool] = True
 
     def of_samples(self, samples: Samples, smoothing: Smoothing) -> Sequence[Term]:
         if samples.negative_weight is not None:
@@ -72,22 +73,17 @@ class CrossEntropyLoss(LabelledLoss):
         log_total = logit.detach().logsumexp(1, keepdim=True) if rows is None else rows.log_total
         assert log_total is not None
         log_total = log_total.masked_fill(log_total.isneginf(), 0.0)
-        # The shares of all tiles add up to 1, with the gradient of the log-sum-exp.
+        # The shares of all tiles add up to 1; here for their gradient, that of the log-sum-exp.
         share = (logit - log_total).exp().sum(1, keepdim=True)
-        log_sum = share + (log_total - 1.0) * share.detach()
-        cost = self._label_sum(entries) * log_sum - self._own(entries, logit)
+        slope = share - share.detach()
+        cost = self._label_sum(entries) * slope + self._missed(entries, log_total, logit)
         if smoothing.epsilon:
-            cost = (1.0 - smoothing.epsilon) * cost
-            kept = entries.kept
-            total = (logit if kept is None else logit.masked_fill(~kept, 0.0)).sum(1, keepdim=True)
-            if rows is not None:
-                n_kept = rows.n_kept
-            elif kept is None:
-                n_kept = torch.full_like(share, logit.shape[1])
-            else:
-                n_kept = kept.sum(1, keepdim=True)
-            uniform = log_sum * (n_kept > 0) - total / n_kept.clamp(min=1)
-            cost = cost + smoothing.epsilon * uniform
+            missed, kept = log_total - logit, entries.kept
+            if kept is not None:
+                missed = missed.masked_fill(~kept, 0.0)
+            n_kept = self._n_kept(entries)
+            uniform = slope * (n_kept > 0) + missed.sum(1, keepdim=True) / n_kept.clamp(min=1)
+            cost = (1.0 - smoothing.epsilon) * cost + smoothing.epsilon * uniform
         weight = None if entries.weight is None else entries.weight.sum(1, keepdim=True)
         weight = product(entries.row_weight, weight)
         return [Term((Part(cost, weight=weight),))]
@@ -108,20 +104,29 @@ class CrossEntropyLoss(LabelledLoss):
             return torch.ones_like(entries.score[:, :1])
         return F.normalize(entries.label.to(entries.score.dtype), p=1.0, dim=1).sum(1, keepdim=True)
 
-    def _own(self, entries: Labelled, logit: Tensor) -> Tensor:
-        """(B, 1), the logits of these entries, weighted by the normalised labels."""
+    def _missed(self, entries: Labelled, log_total: Tensor, logit: Tensor) -> Tensor:
+        """(B, 1): by how much logits miss the log-sum-exp, weighted by the normalised labels."""
         if entries.label is not None:
             target = F.normalize(entries.label.to(logit.dtype), p=1.0, dim=1)
-            kept = entries.kept
-            return (target * (logit if kept is None else logit.masked_fill(~kept, 0.0))).sum(
-                1, keepdim=True
-            )
+            missed = log_total - logit
+            if entries.kept is not None:
+                missed = missed.masked_fill(~entries.kept, 0.0)
+            return (target * missed).sum(1, keepdim=True)
         assert entries.places is not None
         row = entries.places[0]
-        own = logit[entries.places]
+        missed = log_total[row, 0] - logit[entries.places]
         if entries.rows is not None:
-            own = own / entries.rows.n_positive[row, 0]
-        return logit.new_zeros(len(logit)).index_add(0, row, own).unsqueeze(1)
+            missed = missed / entries.rows.n_positive[row, 0]
+        return logit.new_zeros(len(logit)).index_add(0, row, missed).unsqueeze(1)
+
+    @staticmethod
+    def _n_kept(entries: Labelled) -> Tensor:
+        """(B, 1): entries of whole rows that count."""
+        if entries.rows is not None:
+            return entries.rows.n_kept
+        if entries.kept is not None:
+            return entries.kept.sum(1, keepdim=True)
+        return torch.full_like(entries.score[:, :1], entries.score.shape[1])
 
 
 @LOSSES.register("infonce")
@@ -166,6 +171,7 @@ class AdversarialLoss(LabelledLoss):
 
     smooths_samples: ClassVar[bool] = False
     smooths_labels: ClassVar[bool] = False
+    has_logits: ClassVar[bool] = True
 
     def __init__(self, temperature: float, reduction: str, loss_scale: float) -> None:
         super().__init__(reduction, loss_scale)

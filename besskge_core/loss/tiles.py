@@ -40,10 +40,9 @@ class LossTile:
     def __init__(self, loss: LabelledLoss, entries: Labelled, smoothing: Smoothing) -> None:
         self.loss, self.entries, self.smoothing = loss, entries, smoothing
 
-    def log_sum(self) -> Optional[Tensor]:
-        """(B,): log-sum-exp of the logits of the tile; None if the loss has none."""
-        logits = self.loss.logits(self.entries)
-        return None if logits is None else logits.logsumexp(1)
+    def log_sum(self) -> Tensor:
+        """(B,): log-sum-exp of the logits of the tile."""
+        return self.loss.logits(self.entries).logsumexp(1)
 
     def share(self, rows: Rows, sizes: Sequence[Tensor], wanted: bool) -> Share:
         """The share in the loss.
@@ -101,17 +100,17 @@ class SoftmaxTile(LossTile):
     def share(self, rows: Rows, sizes: Sequence[Tensor], wanted: bool) -> Share:
         entries, log_total = self.entries, rows.log_total
         assert log_total is not None and entries.places is not None
+        log_total = log_total.masked_fill(log_total.isneginf(), 0.0)
         weight = self.sum.new_ones(()) if entries.row_weight is None else entries.row_weight
         weight = (weight * self.loss.loss_scale).expand_as(self.sum)
         if sizes:
             weight = weight / sizes[0]
-        # The shares of all tiles add up to 1: of the labels, and of the log-sum-exp.
-        scale = (self.highest - log_total.masked_fill(log_total.isneginf(), 0.0)).exp_()
+        # Whatever the tile, its highest logit is below; a tile of excluded entries has none.
+        scale = (self.highest - log_total).clamp_(max=0.0).exp_()
         has_label = (rows.n_positive > 0).to(weight.dtype)
         row = entries.places[0]
         of_label = weight[row, 0] / rows.n_positive[row, 0]
-        value = (weight * has_label * scale * self.sum * log_total).sum()
-        value = value - (of_label * self.own).sum()
+        value = (of_label * (log_total[row, 0] - self.own)).sum()
         if not wanted:
             return Share(value)
         grad = self.part.mul_(weight * has_label * scale / self.temperature)

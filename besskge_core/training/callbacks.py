@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from besskge_core.errors import ConfigError
 from besskge_core.evaluation import rank_triples
 from besskge_core.known import KnownTriples
+from besskge_core.metric import make_metric
+from besskge_core.model import KGEModel
 from besskge_core.triples_factory import TriplesFactory
 
 if TYPE_CHECKING:
@@ -93,8 +95,33 @@ METRIC_NAMES = {"mean_reciprocal_rank": "mrr", "inverse_harmonic_mean_rank": "mr
                 "hits_at_10": "hits@10", "arithmetic_mean_rank": "mean_rank"}  # fmt: skip
 
 
+def clipping(
+    max_norm: Optional[float], norm_type: Optional[float], max_abs_value: Optional[float]
+) -> List[TrainingCallback]:
+    """The clipping that is asked for.
+
+    Raises:
+        ConfigError: bounds that are none, or the type of a norm that is not bounded.
+    """
+    if norm_type is not None and max_norm is None:
+        raise ConfigError("gradient_clipping_norm_type is of gradient_clipping_max_norm: give both")
+    found: List[TrainingCallback] = []
+    if max_norm is not None:
+        found.append(GradientNormClipping(max_norm, norm_type))
+    if max_abs_value is not None:
+        found.append(GradientAbsClipping(max_abs_value))
+    return found
+
+
+def copy_of(model: KGEModel) -> Dict[str, Tensor]:
+    """The weights of a model, copied."""
+    return {name: x.detach().clone() for name, x in model.score_fn.state_dict().items()}
+
+
 class NopStopper:
     """Never stops."""
+
+    has_stopped = False
 
     def should_evaluate(self, epoch: int) -> bool:
         return False
@@ -111,12 +138,15 @@ class EarlyStopper:
 
     Args:
         evaluation_triples_factory: triples to rank, filtered.
-        training_triples_factory: triples to filter with, besides those; None: the loop's.
+        training_triples_factory: triples to filter with, besides those; None: those trained on.
         frequency: epochs between evaluations.
         patience: evaluations without improvement before stopping.
         metric: "mrr", "hits@k", "mean_rank" or "amri", or PyKEEN's name.
         relative_delta: see above.
         larger_is_better: whether more of the metric is better.
+
+    Raises:
+        ConfigError: no such metric, or counts below 1.
 
     Attributes:
         results: the metric, an evaluation each.
@@ -140,6 +170,9 @@ class EarlyStopper:
         self.training = training_triples_factory
         self.frequency, self.patience = frequency, patience
         self.metric = METRIC_NAMES.get(metric, metric)
+        if self.metric not in ("mean_rank", "amri"):
+            make_metric(self.metric)  # raises, and says which there are
+        self._known: Optional[KnownTriples] = None
         self.relative_delta, self.larger_is_better = relative_delta, larger_is_better
         self.reset()
 
@@ -151,15 +184,25 @@ class EarlyStopper:
         self.best_state: Optional[Dict[str, Tensor]] = None
         self.remaining = self.patience
 
+    def filter_with(self, triples: TriplesFactory) -> None:
+        """Filter with the triples trained on, if no others were given."""
+        training = triples if self.training is None else TriplesFactory.of(self.training)
+        parts = [training.triples, self.evaluation.triples]
+        self._known = KnownTriples(parts, *training.sizes)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether patience has run out."""
+        return self.remaining <= 0
+
     def should_evaluate(self, epoch: int) -> bool:
         return epoch % self.frequency == 0
 
     def should_stop(self, model: Any, epoch: int) -> bool:
         """Evaluate after an epoch, and say whether that was enough."""
-        training = TriplesFactory.of(self.training or model.triples_factory)
-        parts = [training.triples, self.evaluation.triples]
-        known = KnownTriples(parts, training.num_entities, training.num_relations)
-        ranking = rank_triples(model.score_fn, self.evaluation.triples, known)
+        if self._known is None:
+            self.filter_with(model.triples_factory)
+        ranking = rank_triples(model.score_fn, self.evaluation.triples, self._known)
         value = ranking.metrics(names=[self.metric])[self.metric]
         self.results.append(value)
         if self._improved(value):
@@ -169,7 +212,7 @@ class EarlyStopper:
             }
             return False
         self.remaining -= 1
-        return self.remaining <= 0
+        return self.has_stopped
 
     def _improved(self, value: float) -> bool:
         if self.best is None:
@@ -201,9 +244,11 @@ def make_callbacks(given: Any, options: Optional[Mapping[str, Any]]) -> List[Tra
     Raises:
         ConfigError: something else.
     """
-    if given is None:
-        return []
-    several = list(given) if isinstance(given, Iterable) else [given]
+    several = [] if given is None else list(given) if isinstance(given, (list, tuple)) else [given]
+    if options and not any(isinstance(x, type) for x in several):
+        raise ConfigError(
+            f"callback_kwargs {sorted(options)} are of classes, of which none is given"
+        )
     made = [x(**(options or {})) if isinstance(x, type) else x for x in several]
     for callback in made:
         if not isinstance(callback, TrainingCallback):

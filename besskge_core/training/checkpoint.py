@@ -89,12 +89,13 @@ def _write(
     state: State,
 ) -> None:
     tensors = {name: x.detach() for name, x in score_fn.state_dict().items()}
-    steps: Dict[str, int] = {}
+    steps: Dict[str, float] = {}
     for name, kind, value in _optimizer_state(score_fn, optimizer):
         if isinstance(value, Tensor) and value.dim():
             tensors[f"{STATE}/{name}/{kind}"] = value
         else:
-            steps[f"{name}/{kind}"] = int(value)
+            number = float(value)
+            steps[f"{name}/{kind}"] = int(number) if number.is_integer() else number
     sharded = _sharded(score_fn, tensors)
     files: Dict[str, Dict[str, Tensor]] = {
         # Copies, for a module that two others share has two names, which safetensors refuses.
@@ -114,6 +115,7 @@ def _write(
         "format": FORMAT,
         "n_entity": sharding.n_entity,
         "n_shard": sharding.n_shard,
+        "optimizer": None if optimizer is None else type(optimizer).__name__,
         "optimizer_steps": steps,
         "files": digests,
         "state": state,
@@ -146,7 +148,12 @@ def load_checkpoint(
     stored_state = {k: tensors.pop(k) for k in list(tensors) if k.startswith(f"{STATE}/")}
     _check_like(path, score_fn, tensors)
     if optimizer is not None:
-        _load_optimizer(path, score_fn, optimizer, stored_state, manifest["optimizer_steps"])
+        steps = manifest["optimizer_steps"]
+        if not manifest.get("optimizer", stored_state or steps):
+            raise CheckpointError(
+                f"{path}: holds no optimiser state, so training cannot go on from it"
+            )
+        _load_optimizer(score_fn, optimizer, stored_state, steps)
     with torch.no_grad():
         for name, own in score_fn.state_dict(keep_vars=True).items():
             own.copy_(tensors[name])
@@ -221,14 +228,11 @@ def _optimizer_state(
 
 
 def _load_optimizer(
-    path: Path,
     score_fn: BaseScoreFunction,
     optimizer: torch.optim.Optimizer,
     tensors: Mapping[str, Tensor],
-    steps: Mapping[str, int],
+    steps: Mapping[str, float],
 ) -> None:
-    if not tensors and not steps:
-        raise CheckpointError(f"{path}: holds no optimiser state, so training cannot go on from it")
     parameters = dict(score_fn.named_parameters())
     for parameter in parameters.values():
         optimizer.state[parameter].clear()
@@ -246,7 +250,11 @@ def _sharded(score_fn: BaseScoreFunction, tensors: Mapping[str, Tensor]) -> Dict
     """The tensors whose rows belong to shards: the entity table, and its optimiser state."""
     named, table = score_fn.state_dict(keep_vars=True).items(), score_fn.entity_embedding
     own = next(name for name, x in named if x is table)
-    return {k: x for k, x in tensors.items() if k == own or k.startswith(f"{STATE}/{own}/")}
+    return {
+        name: x
+        for name, x in tensors.items()
+        if name == own or (name.startswith(f"{STATE}/{own}/") and x.shape[:2] == table.shape[:2])
+    }
 
 
 def _read(path: Path, digest: str) -> Dict[str, Tensor]:

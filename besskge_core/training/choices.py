@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Protocol, Type, Union
@@ -21,6 +22,14 @@ SchedulerChoice = Union[str, type, Any, None]
 
 #: Schedulers that count steps, not epochs.
 PER_BATCH = ("OneCycleLR", "CyclicLR")
+
+#: Optimisers of torch that cannot be used here, and why.
+REFUSED = {
+    "lbfgs": "it takes several losses a step",
+    "muon": "it is for matrices of layers",
+    "sparseadam": "it takes no dense gradients, which relations have; 'adam' touches only the rows"
+    " of a batch, too",
+}
 
 
 class ResultTracker(Protocol):
@@ -63,8 +72,9 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimiser of a model's parameters.
 
-    Names are those of :data:`~besskge_core.optim.OPTIMIZERS`, which touch only the rows of a batch,
-    and else of torch.optim; None: "adam".
+    Names are those of :data:`~besskge_core.optim.OPTIMIZERS`, which touch only the rows of a batch
+    (so "adam" is lazy for sampled negatives) and decay weights apart from the gradient, with rates of
+    their own as default; and else of torch.optim. None: "adam". A class of torch is what it is there.
 
     Raises:
         ConfigError: unknown, made already and given options, or of other parameters.
@@ -95,6 +105,9 @@ def _optimizer_class(name: str) -> Any:
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
         and value is not torch.optim.Optimizer
     }  # fmt: skip
+    if squeezed in REFUSED:
+        raise ConfigError(f"optimizer {name!r} cannot be used here: {REFUSED[squeezed]}")
+    of_torch = {key: value for key, value in of_torch.items() if key not in REFUSED}
     if squeezed not in of_torch:
         known = sorted({*OPTIMIZERS, *of_torch})
         raise ConfigError(
@@ -120,6 +133,7 @@ class Schedule:
         options: of the scheduler.
         optimizer: whose rate it is.
         n_epoch, n_batch: of the run; OneCycleLR needs them.
+        start: see :func:`scheduler_state`.
 
     Raises:
         ConfigError: unknown, or made of another optimiser.
@@ -132,6 +146,7 @@ class Schedule:
         optimizer: torch.optim.Optimizer,
         n_epoch: int,
         n_batch: int,
+        start: Optional[Mapping[str, Any]] = None,
     ) -> None:
         self.scheduler: Any = None
         if choice is None:
@@ -143,6 +158,8 @@ class Schedule:
             given = dict(options or {})
             if make.__name__ == "OneCycleLR" and not {"total_steps", "epochs"} & set(given):
                 given["total_steps"] = n_epoch * n_batch
+            if make.__name__ in PER_BATCH and not {"momentum", "betas"} & set(optimizer.defaults):
+                given.setdefault("cycle_momentum", False)
             make = make(optimizer, **given)
         elif options:
             raise ConfigError(
@@ -151,6 +168,8 @@ class Schedule:
         if getattr(make, "optimizer", optimizer) is not optimizer:
             raise ConfigError("the lr_scheduler is of another optimizer; make it of this one")
         self.scheduler = make
+        if start:
+            make.load_state_dict(copy.deepcopy(dict(start)))
 
     def after_batch(self) -> None:
         """One more batch has been learnt."""
@@ -179,13 +198,23 @@ class Schedule:
             self.scheduler.load_state_dict({**self.scheduler.state_dict(), **state})
 
 
+def scheduler_state(choice: SchedulerChoice) -> Optional[Dict[str, Any]]:
+    """The state of a scheduler that is made already, to begin anew with; None of others."""
+    if choice is None or isinstance(choice, (str, type)):
+        return None
+    return copy.deepcopy(choice.state_dict())
+
+
 def _scheduler_class(name: str) -> Any:
     squeezed = name.lower().replace("_", "").replace("-", "")
+    bases = (lr_scheduler._LRScheduler, lr_scheduler.ReduceLROnPlateau, lr_scheduler.StepLR)
+    kinds = (*bases, getattr(lr_scheduler, "LRScheduler", lr_scheduler._LRScheduler))
     found = {
         key.lower(): value
         for key, value in vars(lr_scheduler).items()
-        if isinstance(value, type) and hasattr(value, "step") and not key.startswith("_")
-    }
+        if isinstance(value, type) and issubclass(value, kinds) and not key.startswith("_")
+        and key != "LRScheduler"
+    }  # fmt: skip
     for candidate in (squeezed, f"{squeezed}lr"):
         if candidate in found:
             return found[candidate]
@@ -207,7 +236,7 @@ def make_result_tracker(choice: Any, options: Options) -> Optional[ResultTracker
     if isinstance(choice, str):
         name = choice.lower()
         if name == "python":
-            return PythonResultTracker()
+            return PythonResultTracker(**given)
         name = "jsonl" if name == "json" else name
         if name not in TRACKERS:
             raise ConfigError(

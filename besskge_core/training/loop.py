@@ -19,23 +19,16 @@ from torch import nn
 
 from besskge_core.batch_sampler import ShardedBatchSampler
 from besskge_core.bess import AllEntitiesBessKGE, BessKGE
-from besskge_core.bess.tiled import TileShape
-from besskge_core.errors import (
-    CheckpointError,
-    ConfigError,
-    NoTrainingBatchError,
-    SubBatchingNotSupportedError,
-)
+from besskge_core.errors import ConfigError, NoTrainingBatchError
 from besskge_core.model import KGEModel
 from besskge_core.runtime import LocalRuntime
 from besskge_core.runtime.local import Planned
-from besskge_core.runtime.memory import keep_freed_memory, largest_that_fits
+from besskge_core.runtime.memory import keep_freed_memory
 from besskge_core.training.callbacks import (
     EarlyStopper,
-    GradientAbsClipping,
-    GradientNormClipping,
     NopStopper,
     TrainingCallback,
+    clipping,
     make_callbacks,
 )
 from besskge_core.training.choices import (
@@ -45,8 +38,10 @@ from besskge_core.training.choices import (
     SchedulerChoice,
     make_optimizer,
     make_result_tracker,
+    scheduler_state,
 )
 from besskge_core.training.loop_store import LoopStore
+from besskge_core.training.tile import choose_tile
 from besskge_core.triples_factory import TriplesFactory
 
 Module = Union[BessKGE, AllEntitiesBessKGE]
@@ -83,7 +78,10 @@ class TrainingLoop(abc.ABC):
         device: where to train.
 
     Attributes:
-        losses_per_epochs: mean loss of each epoch so far, over its triples or queries.
+        optimizer: the optimiser, a new one when training begins anew.
+        schedule: the course of the learning rate, once training has begun.
+        losses_per_epochs: mean loss of each epoch so far, over its triples or queries; of losses
+            that are sums, the mean over batches.
 
     Raises:
         ConfigError: something that cannot work; the message says what would.
@@ -119,9 +117,12 @@ class TrainingLoop(abc.ABC):
         self._optimizer_choice, self._optimizer_kwargs = optimizer, optimizer_kwargs
         self._scheduler_choice, self._scheduler_kwargs = lr_scheduler, lr_scheduler_kwargs
         self.optimizer = make_optimizer(optimizer, optimizer_kwargs, model)
+        self._first_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._scheduler_start = scheduler_state(lr_scheduler)
+        self._checked(self.triples_factory)
         self.result_tracker = make_result_tracker(result_tracker, result_tracker_kwargs)
         self.losses_per_epochs: List[float] = []
-        self._schedule: Optional[Schedule] = None
+        self.schedule: Optional[Schedule] = None
 
     # -- what a subclass says ------------------------------------------------------------------------
 
@@ -168,6 +169,8 @@ class TrainingLoop(abc.ABC):
     ) -> List[float]:
         """Train for some epochs.
 
+        The C library is told to keep freed memory for the next step, for the rest of the process.
+
         Trained before by this loop and not told to continue, it begins anew: with fresh parameters,
         optimiser and course of the learning rate. Weights that a model has when it is first trained
         stay, unlike with PyKEEN.
@@ -192,7 +195,7 @@ class TrainingLoop(abc.ABC):
             checkpoint_name: folder there, to which checkpoints go and from which training resumes;
                 None: none are written.
             checkpoint_frequency: minutes between checkpoints; None: 30, 0: after each epoch.
-            checkpoint_on_failure: write one when training fails, of the last whole epoch.
+            checkpoint_on_failure: write one after each epoch, so that failing loses none.
             drop_last: leave out a last batch that is not full; None: as a batch normalisation
                 needs it.
             callbacks: classes or instances of :class:`TrainingCallback`.
@@ -216,32 +219,31 @@ class TrainingLoop(abc.ABC):
         keep_freed_memory()
         triples = self.triples_factory
         if triples_factory is not None:
-            triples = TriplesFactory.of(triples_factory)
+            triples = self._checked(TriplesFactory.of(triples_factory))
         if continue_training and not self.losses_per_epochs:
             raise ConfigError("cannot continue_training that has not begun; train without it first")
         module = self.make_module(triples, label_smoothing)
-        steps = self._steps(triples, module, batch_size or BATCH_SIZE, drop_last)
+        size = BATCH_SIZE if batch_size is None else batch_size
+        steps = self._steps(triples, module, size, drop_last)
         runtime = LocalRuntime(module, self.device, 1 if num_workers is None else num_workers)
-        self._choose_tile(module, runtime, steps, sub_batch_size, slice_size)
+        search = self.automatic_memory_optimization
+        module.score_fn.pop_regularization_term()  # of look-ups before the training
+        choose_tile(module, runtime, steps.sampler, sub_batch_size, slice_size, search)
         if only_size_probing:
             return []
-        store = LoopStore.of(checkpoint_name, checkpoint_directory, checkpoint_frequency)
-        self._begin(num_epochs, steps.n_step, stopper, continue_training)
-        if store is not None:
-            self._resume(store, stopper)
         hooks = make_callbacks(callbacks, callback_kwargs)
-        if gradient_clipping_max_norm is not None:
-            hooks.append(
-                GradientNormClipping(gradient_clipping_max_norm, gradient_clipping_norm_type)
-            )
-        if gradient_clipping_max_abs_value is not None:
-            hooks.append(GradientAbsClipping(gradient_clipping_max_abs_value))
-        try:
-            self._run(runtime, steps, num_epochs, stopper or NopStopper(), hooks, store, use_tqdm)
-        except Exception:
-            if store is not None and checkpoint_on_failure and self.losses_per_epochs:
-                self._save(store, stopper)
-            raise
+        hooks += clipping(
+            gradient_clipping_max_norm, gradient_clipping_norm_type, gradient_clipping_max_abs_value
+        )
+        store = LoopStore.of(
+            checkpoint_name, checkpoint_directory, checkpoint_frequency, checkpoint_on_failure
+        )
+        stopper = NopStopper() if stopper is None else stopper
+        self._begin(triples, num_epochs, steps.n_step, stopper, continue_training)
+        if store is not None:
+            store.resume(self, stopper)
+        if not stopper.has_stopped:
+            self._run(runtime, steps, num_epochs, stopper, hooks, store, use_tqdm)
         if isinstance(stopper, EarlyStopper):
             stopper.restore_best(self.model)
         for hook in hooks:
@@ -269,8 +271,8 @@ class TrainingLoop(abc.ABC):
         for epoch in track(epochs, "training", disable=not visible, transient=True):
             loss = self._train_epoch(runtime, steps, step_fn, epoch, hooks)
             self.losses_per_epochs.append(loss)
-            assert self._schedule is not None
-            self._schedule.after_epoch(loss)
+            assert self.schedule is not None
+            self.schedule.after_epoch(loss)
             if self.result_tracker is not None:
                 self.result_tracker.log_metrics({"loss": loss}, step=epoch)
             for hook in hooks:
@@ -281,7 +283,7 @@ class TrainingLoop(abc.ABC):
                     {stopper.metric: stopper.results[-1]}, step=epoch, prefix="validation"
                 )
             if store is not None and (stopping or epoch == num_epochs or store.is_due()):
-                self._save(store, stopper)
+                store.save(self, stopper)
             if stopping:
                 return
 
@@ -293,17 +295,17 @@ class TrainingLoop(abc.ABC):
         epoch: int,
         hooks: List[TrainingCallback],
     ) -> float:
-        """The mean loss over the triples, or queries, of an epoch; their sum if that is asked for."""
+        """The mean loss over the triples, or queries, of an epoch; of sums, the mean over batches."""
         total = n_total = 0.0
         is_mean = self.model.loss.reduction == "mean"
-        assert self._schedule is not None
+        assert self.schedule is not None
         for i, batch in enumerate(self.batches(runtime, steps.sampler, epoch)):
             if i >= steps.n_step:
                 break
             loss = float(step_fn(batch)["loss"].double().mean())
             n = float(sum(_n_real(x) for x in batch)) if is_mean else 1.0
             total, n_total = total + n * loss, n_total + n
-            self._schedule.after_batch()
+            self.schedule.after_batch()
             for hook in hooks:
                 hook.post_batch(self, epoch, loss)
         return total / n_total
@@ -327,7 +329,8 @@ class TrainingLoop(abc.ABC):
         sampler = self.make_sampler(triples, module, batch_size)
         n_step = sampler.n_step
         if normalises if drop_last is None else drop_last:
-            n_step = int(sampler.triple_set.triple_counts.min() // sampler.partition_sample_size)
+            # Of the largest bucket; others are padded in any case.
+            n_step = int(sampler.triple_set.triple_counts.max() // sampler.partition_sample_size)
         if not n_step:
             raise NoTrainingBatchError(
                 f"drop_last leaves no batch: {sampler.epoch_size} triples or queries make none of"
@@ -335,68 +338,25 @@ class TrainingLoop(abc.ABC):
             )
         return _Steps(sampler, n_step)
 
-    def _choose_tile(
+    def _begin(
         self,
-        module: Module,
-        runtime: LocalRuntime,
-        steps: _Steps,
-        sub_batch_size: Optional[int],
-        slice_size: Optional[int],
+        triples: TriplesFactory,
+        n_epoch: int,
+        n_step: int,
+        stopper: Any,
+        continue_training: bool,
     ) -> None:
-        given = {"sub_batch_size": sub_batch_size, "slice_size": slice_size}
-        wrong = {name: x for name, x in given.items() if x is not None and x < 1}
-        if wrong:
-            raise ConfigError(f"sizes start at 1, got {wrong}")
-        if not isinstance(module, AllEntitiesBessKGE):
-            if sub_batch_size is not None or slice_size is not None:
-                raise SubBatchingNotSupportedError(
-                    f"{type(self).__name__} scores no more than the batch's negatives at once; lower"
-                    " batch_size or the number of negatives instead of sub_batch_size or slice_size"
-                )
-            return
-        n_row = module.entity_embedding.shape[1]
-        if sub_batch_size is not None or slice_size is not None:
-            whole = steps.sampler.shard_bs * module.sharding.n_shard
-            module.tile_shape = TileShape(
-                min(sub_batch_size or whole, whole), min(slice_size or n_row, n_row)
-            )
-        elif self.automatic_memory_optimization:
-            module.max_scores = self._largest_tile(module, runtime, steps)
-
-    def _largest_tile(
-        self, module: AllEntitiesBessKGE, runtime: LocalRuntime, steps: _Steps
-    ) -> int:
-        """Scores held at a time, at most those of a batch, with which a step fits into memory."""
-        batch = next(iter(runtime.dataloader(steps.sampler)))
-        n_query = steps.sampler.shard_bs * module.sharding.n_shard
-        every = n_query * module.entity_embedding[..., 0].numel()
-
-        def probe(max_scores: int) -> None:
-            module.max_scores = max_scores
-            module.train()
-            for micro in batch:
-                module(**micro.columns)["loss"].backward()
-
-        buffers = {name: x.clone() for name, x in module.named_buffers()}
-        try:
-            with torch.random.fork_rng():
-                return largest_that_fits(every, probe, runtime.device)
-        finally:
-            for parameter in module.parameters():
-                parameter.grad = None
-            for name, x in module.named_buffers():
-                x.copy_(buffers[name])
-
-    def _begin(self, n_epoch: int, n_step: int, stopper: Any, continue_training: bool) -> None:
+        if isinstance(stopper, EarlyStopper):
+            stopper.filter_with(triples)
         if continue_training:
             return
-        if self.losses_per_epochs or self._schedule is not None:
+        if self.schedule is not None:
             self.model.reset_parameters_()
             self.losses_per_epochs = []
             if isinstance(self._optimizer_choice, torch.optim.Optimizer):
                 self.optimizer.state.clear()
-                for group in self.optimizer.param_groups:
-                    group["lr"] = group.get("initial_lr", group["lr"])
+                for group, lr in zip(self.optimizer.param_groups, self._first_rates):
+                    group["lr"] = lr
             else:
                 self.optimizer = make_optimizer(
                     self._optimizer_choice, self._optimizer_kwargs, self.model
@@ -404,46 +364,21 @@ class TrainingLoop(abc.ABC):
         self.model.post_parameter_update()
         if isinstance(stopper, EarlyStopper):
             stopper.reset()
-            stopper.training = stopper.training or self.triples_factory
-        self._schedule = Schedule(
-            self._scheduler_choice, self._scheduler_kwargs, self.optimizer, n_epoch, n_step
-        )
+        self.schedule = Schedule(
+            self._scheduler_choice, self._scheduler_kwargs, self.optimizer, n_epoch, n_step,
+            self._scheduler_start,
+        )  # fmt: skip
 
-    # -- checkpoints ---------------------------------------------------------------------------------
-
-    def _save(self, store: LoopStore, stopper: Any) -> None:
-        epoch = len(self.losses_per_epochs)
-        assert self._schedule is not None
-        state = {
-            "losses": self.losses_per_epochs,
-            "schedule": self._schedule.state(),
-            "lr": [group["lr"] for group in self.optimizer.param_groups],
-            "torch_rng": torch.get_rng_state().tolist(),
-        }
-        if isinstance(stopper, EarlyStopper):
-            state["stopper"] = stopper.summary()
-            if stopper.best_state is not None:
-                assert stopper.best_epoch is not None
-                store.save_best(self.model, stopper.best_state, stopper.best_epoch)
-        store.save_last(self.model, self.optimizer, state, epoch)
-
-    def _resume(self, store: LoopStore, stopper: Any) -> None:
-        state = store.load_last(self.model, self.optimizer)
-        if state is None:
-            return
-        self.losses_per_epochs = list(state["losses"])
-        assert self._schedule is not None
-        self._schedule.restore(state["schedule"])
-        for group, lr in zip(self.optimizer.param_groups, state["lr"]):
-            group["lr"] = lr
-        torch.set_rng_state(torch.tensor(state["torch_rng"], dtype=torch.uint8))
-        if isinstance(stopper, EarlyStopper):
-            if "stopper" not in state:
-                raise CheckpointError(
-                    f"{store.folder} was written without a stopper; train without one"
-                )
-            stopper.load_summary(state["stopper"])
-            stopper.best_state = store.load_best(self.model)
+    def _checked(self, triples: TriplesFactory) -> TriplesFactory:
+        """Triples of the model's graph."""
+        model = self.model
+        own, found = (model.num_entities, model.num_relations), triples.sizes
+        if found != own:
+            raise ConfigError(
+                f"triples are of {found[0]} entities and {found[1]} relations, the model of {own[0]}"
+                f" and {own[1]}; give both the numbers of the whole graph"
+            )
+        return triples
 
 
 def _n_real(micro: Planned) -> int:

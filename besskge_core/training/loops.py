@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional, Type, Union
+import copy
+from typing import Any, Type, Union
 
 import numpy as np
 
@@ -10,7 +11,6 @@ from besskge_core.batch_sampler import RigidShardedBatchSampler, ShardedBatchSam
 from besskge_core.bess import EmbeddingMovingBessKGE, LCWABessKGE, OneVsAllBessKGE
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
-from besskge_core.model import KGEModel
 from besskge_core.negative_sampler import (
     BernoulliShardedNegativeSampler,
     PlaceholderNegativeSampler,
@@ -18,7 +18,7 @@ from besskge_core.negative_sampler import (
     ShardedNegativeSampler,
 )
 from besskge_core.sharding import PartitionedTripleSet
-from besskge_core.training.choices import OptimizerChoice, Options, SchedulerChoice
+from besskge_core.training.choices import Options
 from besskge_core.training.loop import Module, TrainingLoop
 from besskge_core.triples_factory import TriplesFactory
 
@@ -37,30 +37,16 @@ class SymmetricLCWATrainingLoop(TrainingLoop):
 
     Args:
         relation_weight: factor of the loss of predicting relations (Chen et al., AKBC 2021).
-        others: see the base class.
+        arguments, options: see the base class.
     """
 
     def __init__(
         self,
-        model: Union[KGEModel, str],
-        triples_factory: Any,
-        optimizer: OptimizerChoice = None,
-        optimizer_kwargs: Options = None,
-        lr_scheduler: SchedulerChoice = None,
-        lr_scheduler_kwargs: Options = None,
-        automatic_memory_optimization: bool = True,
-        mode: Optional[str] = None,
-        result_tracker: Any = None,
-        result_tracker_kwargs: Options = None,
-        *,
+        *arguments: Any,
         relation_weight: float = 0.0,
-        device: str = "cpu",
+        **options: Any,
     ) -> None:
-        super().__init__(
-            model, triples_factory, optimizer, optimizer_kwargs, lr_scheduler, lr_scheduler_kwargs,
-            automatic_memory_optimization, mode, result_tracker, result_tracker_kwargs,
-            device=device,
-        )  # fmt: skip
+        super().__init__(*arguments, **options)
         self.relation_weight = relation_weight
 
     def make_module(self, triples: TriplesFactory, label_smoothing: float) -> Module:
@@ -94,30 +80,16 @@ class LCWATrainingLoop(TrainingLoop):
 
     Args:
         target: what is asked for, "tail" or "head", or its column.
-        others: see the base class.
+        arguments, options: see the base class.
     """
 
     def __init__(
         self,
-        model: Union[KGEModel, str],
-        triples_factory: Any,
-        optimizer: OptimizerChoice = None,
-        optimizer_kwargs: Options = None,
-        lr_scheduler: SchedulerChoice = None,
-        lr_scheduler_kwargs: Options = None,
-        automatic_memory_optimization: bool = True,
-        mode: Optional[str] = None,
-        result_tracker: Any = None,
-        result_tracker_kwargs: Options = None,
-        *,
+        *arguments: Any,
         target: Union[str, int, None] = None,
-        device: str = "cpu",
+        **options: Any,
     ) -> None:
-        super().__init__(
-            model, triples_factory, optimizer, optimizer_kwargs, lr_scheduler, lr_scheduler_kwargs,
-            automatic_memory_optimization, mode, result_tracker, result_tracker_kwargs,
-            device=device,
-        )  # fmt: skip
+        super().__init__(*arguments, **options)
         if target is None:
             target = "tail"
         elif isinstance(target, int) and 0 <= target < len(TARGETS):
@@ -159,7 +131,7 @@ class LCWATrainingLoop(TrainingLoop):
         own = triples.triples
         if not self.model.score_fn.inverse_relations:
             return own
-        return np.concatenate([own, own[:, ::-1] + [[0, triples.num_relations, 0]]])
+        return np.concatenate([own, own[:, ::-1] + [[0, self.model.num_relations, 0]]])
 
 
 NEGATIVE_SAMPLERS = ("basic", "bernoulli")
@@ -173,35 +145,21 @@ class SLCWATrainingLoop(TrainingLoop):
             uniformly; "bernoulli" chooses the side of each triple by the statistics of its relation
             (Wang et al., AAAI 2014); or a class of :mod:`besskge_core.negative_sampler`, or an
             instance. None: "basic".
-        negative_sampler_kwargs: of a name: `num_negs_per_pos` (1), and `filtered` (False), which
-            leaves true triples of the training set out.
-        others: see the base class.
+        negative_sampler_kwargs: of a name: `num_negs_per_pos` (1; over several shards a multiple of
+            their number), and `filtered` (False), which leaves true triples of the training set out.
+        arguments, options: see the base class.
     """
 
     def __init__(
         self,
-        model: Union[KGEModel, str],
-        triples_factory: Any,
-        optimizer: OptimizerChoice = None,
-        optimizer_kwargs: Options = None,
-        lr_scheduler: SchedulerChoice = None,
-        lr_scheduler_kwargs: Options = None,
-        automatic_memory_optimization: bool = True,
-        mode: Optional[str] = None,
-        result_tracker: Any = None,
-        result_tracker_kwargs: Options = None,
-        *,
+        *arguments: Any,
         negative_sampler: Union[
             str, Type[ShardedNegativeSampler], ShardedNegativeSampler, None
         ] = None,
         negative_sampler_kwargs: Options = None,
-        device: str = "cpu",
+        **options: Any,
     ) -> None:
-        super().__init__(
-            model, triples_factory, optimizer, optimizer_kwargs, lr_scheduler, lr_scheduler_kwargs,
-            automatic_memory_optimization, mode, result_tracker, result_tracker_kwargs,
-            device=device,
-        )  # fmt: skip
+        super().__init__(*arguments, **options)
         self._sampler_choice = negative_sampler
         self._sampler_kwargs = dict(negative_sampler_kwargs or {})
 
@@ -209,8 +167,13 @@ class SLCWATrainingLoop(TrainingLoop):
         if label_smoothing:
             raise ConfigError("labels of sampled negatives are not smoothed here; leave it out")
         negatives = self._negatives(triples, self._partitioned(triples))
+        model, loss = self.model, self.model.loss
+        if loss.reduction == "sum":
+            # BESS takes the mean over shards.
+            loss = copy.copy(loss)
+            loss.loss_scale *= model.score_fn.sharding.n_shard
         return EmbeddingMovingBessKGE(
-            negatives, self.model.score_fn, self.model.loss, regularizer=self.model.regularizer
+            negatives, model.score_fn, loss, regularizer=model.regularizer
         )
 
     def make_sampler(
