@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from besskge_core.bess.filtering import known_candidates, pad_pairs
+from besskge_core.bess.filtering import exclude_pairs, known_candidates, pad_pairs
 from besskge_core.bess.layout import MicroBatch, Scored, Side, of_side, sides_of, weights_of
 from besskge_core.embedding import Counted
 from besskge_core.errors import ConfigError
@@ -170,7 +170,7 @@ class BessKGE(nn.Module, abc.ABC):
                 found["heads_replaced"] = heads_replaced
             negative_filter = self.filter_negatives(found)
         if negative_filter is not None:
-            scored = _exclude_pairs(scored, negative_filter)
+            scored = exclude_pairs(scored, negative_filter)
         out: Dict[str, Tensor] = {}
         if self.loss_fn is not None:
             out["loss"] = self._loss(scored, relation, triple_mask, triple_weight)
@@ -421,18 +421,3 @@ def check_sides(score_fn: BaseScoreFunction, sampler: ShardedNegativeSampler) ->
             f"{type(score_fn).__name__} has no query for heads, but the corruption scheme is"
             f" {sampler.corruption_scheme!r}; add inverse triples and corrupt tails only ('t')"
         )
-
-
-def _exclude_pairs(scored: Scored, pairs: Tensor) -> Scored:
-    """Take out the negatives at (L, K, 2)."""
-    shard, entry = (pairs[..., 0] >= 0).nonzero(as_tuple=True)
-    query, column = pairs[shard, entry].long().unbind(-1)
-    place = (shard, query, column)
-    never = scored.negative.new_full((), -math.inf)
-    if scored.mask is not None:
-        mask = scored.mask.index_put(place, torch.zeros_like(scored.mask[0, 0, 0]))
-        return scored._replace(negative=scored.negative.index_put(place, never), mask=mask)
-    n_negative = torch.full_like(scored.positive, scored.negative.shape[-1], dtype=torch.int64)
-    n_negative.index_put_(place[:2], torch.full_like(query, -1), accumulate=True)
-    # In place: these scores are nobody else's, and a copy of them is dear.
-    return scored._replace(negative=scored.negative.index_put_(place, never), n_negative=n_negative)

@@ -1,7 +1,8 @@
-"""Which sampled negatives are true triples: found on the host, as a sparse list."""
+"""Which sampled negatives are true triples: found on the host as a sparse list, and excluded."""
 
 from __future__ import annotations
 
+import math
 from typing import List, Tuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from besskge_core.bess.layout import Scored
 from besskge_core.known import KnownTriples
 
 
@@ -69,3 +71,18 @@ def _answers(
         found.append((places[query], answer))
     query, answer = (np.concatenate(column) for column in zip(*found))
     return query, answer
+
+
+def exclude_pairs(scored: Scored, pairs: Tensor) -> Scored:
+    """Take out the negatives at (L, K, 2)."""
+    shard, entry = (pairs[..., 0] >= 0).nonzero(as_tuple=True)
+    query, column = pairs[shard, entry].long().unbind(-1)
+    place = (shard, query, column)
+    never = scored.negative.new_full((), -math.inf)
+    if scored.mask is not None:
+        mask = scored.mask.index_put(place, torch.zeros_like(scored.mask[0, 0, 0]))
+        return scored._replace(negative=scored.negative.index_put(place, never), mask=mask)
+    n_negative = torch.full_like(scored.positive, scored.negative.shape[-1], dtype=torch.int64)
+    n_negative.index_put_(place[:2], torch.full_like(query, -1), accumulate=True)
+    # In place: these scores are nobody else's, and a copy of them is dear.
+    return scored._replace(negative=scored.negative.index_put_(place, never), n_negative=n_negative)

@@ -1,7 +1,8 @@
 """Score functions: how plausible is a triple (head, relation, tail)?
 
 `formula` says what a score is, `operators` and `comparators` are what formulas are put together
-from, `base` adds the tables of a graph, `models` the constructors that the named ones share, which
+from, `base` adds the tables of a graph (`representations`: those that are embeddings), `own` has bases
+for those who write scores out, `models` the constructors that the named ones share, which
 are in `distances`, `projections`, `regions`, `factorizations` and `convolution`.
 """
 
@@ -10,9 +11,7 @@ from __future__ import annotations
 from besskge_core.scoring.base import (
     SCORE_FUNCTIONS,
     BaseScoreFunction,
-    DistanceBasedScoreFunction,
     FormulaScoreFunction,
-    MatrixDecompositionScoreFunction,
     Query,
 )
 from besskge_core.scoring.convolution import ConvE
@@ -38,6 +37,7 @@ from besskge_core.scoring.factorizations import (
     TuckER,
 )
 from besskge_core.scoring.formula import Heads
+from besskge_core.scoring.own import DistanceBasedScoreFunction, MatrixDecompositionScoreFunction
 from besskge_core.scoring.projections import TransD, TransH, TransR
 from besskge_core.scoring.regions import HAKE, BoxE
 
