@@ -928,3 +928,38 @@ def test_regularizers_that_cannot_be_are_refused():
         Orthogonality().update(torch.zeros(2, 2))
     with pytest.raises(ConfigError, match="normalize needs a finite p"):
         LpNorm(p=float("inf"), normalize=True)
+
+
+# -- some of the shards --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hosted", [(0,), (2,), (3, 1), (0, 1, 2, 3)], ids=str)
+def test_a_worker_holds_the_rows_of_its_shards_as_one_with_all_would(hosted):
+    sharding = Sharding.create(10, 4, seed=0)
+    options = dict(embedding_dim=3, constrainer="normalize", sharding=sharding)
+    torch.manual_seed(0)
+    whole = Embedding(**options)
+    torch.manual_seed(0)
+    part = Embedding(hosted=hosted, **options)
+    assert torch.equal(part.weight, whole.weight[list(hosted)])
+    here = [i for i in range(10) if sharding.entity_to_shard[i] in hosted]
+    assert torch.equal(part(torch.tensor(here)), whole(torch.tensor(here)))
+    with torch.no_grad():
+        part.weight.mul_(3.0)
+    part.post_parameter_update()
+    torch.testing.assert_close(part.weight, whole.weight[list(hosted)])
+    if len(hosted) < 4:
+        elsewhere = sorted(set(range(10)) - set(here))[0]
+        with pytest.raises(IndexError, match="some of these IDs have their rows elsewhere"):
+            part(torch.tensor([elsewhere]))
+        with pytest.raises(ConfigError, match="lay out anew where all are"):
+            part.update_sharding(Sharding.create(10, 2, seed=0))
+
+
+def test_hosted_shards_that_there_are_not():
+    sharding = Sharding.create(10, 4, seed=0)
+    for wrong in ((4,), (0, 0), ()):
+        with pytest.raises(ConfigError, match="expected different shards of"):
+            Embedding(embedding_dim=3, sharding=sharding, hosted=wrong)
+    with pytest.raises(ConfigError, match=r"hosted=\(0,\) needs a sharding"):
+        Embedding(10, embedding_dim=3, hosted=[0])

@@ -5,7 +5,8 @@
     IDs -> rows of the weight -> representations -> normalizer -> regularizer.update -> dropout
 
 Axes:
-    N: IDs      S: shards      M: rows of a shard's table      W: numbers in a row of the weight
+    N: IDs      S: shards, of which L are hosted      M: rows of a shard's table
+    W: numbers in a row of the weight
     U: rows that an update changed      ...: axes of indices
 """
 
@@ -85,7 +86,7 @@ class Embedding(nn.Module):
       silent in evaluation, and refused here, since it is of two tensors;
     - `num_embeddings` is as good a name as `max_id`; options of nothing are refused.
 
-    **Sharding.** With a sharding the weight is (S, M, W), padding rows zero, filled by ID before it
+    **Sharding.** With a sharding the weight is (L, M, W), padding rows zero, filled by ID before it
     is dealt to the shards: one seed gives the same embeddings for every number of shards. forward
     takes IDs as ever. BESS gathers `weight` by shard and row, and passes what it got to
     :meth:`represent`. A score function takes an embedding as `entity_initializer`, if its sharding
@@ -119,9 +120,11 @@ class Embedding(nn.Module):
         unique: look each ID of a call up once, and normalise it once. None: no.
         sharding: of the IDs.
         sparse: whether the weight gets a sparse gradient; see above.
+        hosted: with a sharding, the shards whose rows this worker holds; None: all. The rows are
+            those that one worker with all shards would have.
 
     Attributes:
-        weight: the parameter, real: (N, W), or (S, M, W) if sharded. W is the product of `shape`,
+        weight: the parameter, real: (N, W), or (L, M, W) if sharded. W is the product of `shape`,
             and twice as much if complex, (real, imaginary) entry by entry. Its key in the state
             dictionary is PyKEEN's, `_embeddings.weight`; torch's, `weight`, can be loaded.
         max_id, num_embeddings: N.
@@ -153,6 +156,7 @@ class Embedding(nn.Module):
         unique: Optional[bool] = None,
         sharding: Optional[Sharding] = None,
         sparse: Optional[bool] = None,
+        hosted: Optional[Sequence[int]] = None,
     ) -> None:
         super().__init__()
         self.max_id = self.num_embeddings = count_ids(max_id, num_embeddings, sharding)
@@ -179,7 +183,7 @@ class Embedding(nn.Module):
         self.dropout = None if dropout is None else nn.Dropout(dropout)
         self._embeddings = RowTable(
             self.max_id, self.layout.width, self.layout.real_dtype, trainable, sharding,
-            sharding is not None if sparse is None else sparse,
+            sharding is not None if sparse is None else sparse, hosted,
         )  # fmt: skip
         self.reset_parameters()
 
@@ -312,7 +316,7 @@ class Embedding(nn.Module):
         """Apply the constrainer to the weight, in place; a frozen weight has not changed.
 
         Args:
-            rows: integer (U,), the rows that changed: IDs, or with a sharding places in (S, M) laid
+            rows: integer (U,), the rows that changed: IDs, or with a sharding places in (L, M) laid
                 end to end, such as `RowPlan.unique_rows`. None: all. A constrainer of the whole
                 table, such as clamp_norm with dim=None, does all in any case.
 

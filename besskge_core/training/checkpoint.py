@@ -93,7 +93,7 @@ def _write(
     for name, kind, value in _optimizer_state(score_fn, optimizer):
         if isinstance(value, Tensor) and value.dim():
             tensors[f"{STATE}/{name}/{kind}"] = value
-        else:
+        elif value is not None:  # as torch 2.0 says that there is no momentum
             number = float(value)
             steps[f"{name}/{kind}"] = int(number) if number.is_integer() else number
     sharded = _sharded(score_fn, tensors)
