@@ -55,6 +55,14 @@ class TriplesFactory:
                 )
 
     @classmethod
+    def from_dataset(
+        cls, dataset: KGDataset, part: str = "train", create_inverse_triples: bool = False
+    ) -> TriplesFactory:
+        """The triples of a part of a data set."""
+        triples = torch.from_numpy(dataset.triples[part].astype(np.int64))
+        return cls(triples, dataset.n_entity, dataset.n_relation_type, create_inverse_triples)
+
+    @classmethod
     def of(cls, given: Any, part: str = "train") -> TriplesFactory:
         """From a data set's part, or anything with `mapped_triples`, such as one of PyKEEN's.
 
@@ -64,8 +72,7 @@ class TriplesFactory:
         if isinstance(given, cls):
             return given
         if isinstance(given, KGDataset):
-            triples = torch.from_numpy(given.triples[part].astype(np.int64))
-            return cls(triples, given.n_entity, given.n_relation_type)
+            return cls.from_dataset(given, part)
         try:
             triples, n_entity = given.mapped_triples, int(given.num_entities)
         except AttributeError:

@@ -37,6 +37,11 @@ def test_a_program_in_upstreams_manner_runs_and_learns(capsys):
     assert out.count(" parent_of: ") > 0 and "one more epoch  loss" in out
 
 
+def test_a_program_in_the_manner_of_pykeen_runs_and_learns(capsys):
+    assert load_example("pykeen_style").main(epochs=10, n_person=128) > 0.3  # chance is 0.04
+    assert "epoch 10  loss" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("configs/*.toml")), ids=lambda p: p.stem)
 def test_every_configuration_is_one_of_a_known_data_set(path):
     config = load(TrainingConfig, path)

@@ -28,6 +28,11 @@ from besskge_core.sharding import Sharding
 Answers = Tuple[Tensor, Tensor]
 
 
+#: Numbers that scores which are no inner products hold, over those of an inner product: 140 to 290
+#: bytes a score were measured for RotatE and HAKE, 13 for products.
+NUMBERS_OF_A_DISTANCE = 8
+
+
 class AllEntitiesBessKGE(nn.Module, abc.ABC):
     """Base of what is trained with the scores of all entities.
 
@@ -36,7 +41,8 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
         loss_fn: loss of scores with labels; None: cross-entropy.
         label_smoothing: of the labels; what it means is the loss's business.
         regularizer: penalty of the embeddings of the triples.
-        max_scores: scores held at a time; the numbers do not depend on it.
+        max_scores: scores held at a time, an eighth of it where scores are not inner products; the
+            numbers do not depend on it.
         score_dtype: torch.bfloat16 or torch.float16 for the matrix products that score candidates
             (distances have none, and stay as they are); None: that of the tables. Losses are
             computed in float32 in any case.
@@ -167,8 +173,7 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
             n_kept=torch.full_like(n_positive, score_fn.sharding.n_entity),
             pair_query=pair_query,
             exchange=exchange,
-            shape=self.tile_shape
-            or TileShape.of(len(weights), table.shape[1], len(here), self.max_scores),
+            shape=self._shape(len(weights), len(here)),
             cast=self._cast,
         )
         others: List[Tensor] = [x for x in score_fn.parameters() if x is not self.entity_embedding]
@@ -194,6 +199,14 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
         all_score = self.exchange.all_gather(torch.stack(score)).flatten(1)
         pairs = [x._replace(pair_score=of_pairs) for x, of_pairs in zip(here, all_score.unbind())]
         return pairs, all_which[0]
+
+    def _shape(self, n_query: int, n_host: int) -> TileShape:
+        """Of the tiles of so many queries and hosted shards."""
+        if self.tile_shape is not None:
+            return self.tile_shape
+        held = 1 if self.score_fn.is_inner_product else NUMBERS_OF_A_DISTANCE
+        most = max(self.max_scores // held, 1)
+        return TileShape.of(n_query, self.entity_embedding.shape[1], n_host, most)
 
     def _padding(self, n_host: int) -> Optional[Tensor]:
         """bool (L, E), True where a row is of no entity; None if no shard has such rows."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-#: Numbers held by a tile: 16 MiB in float32, which the C library's allocator still uses again.
+#: Numbers held by a tile: 16 MiB in float32.
 TILE_SIZE = 2**22
 
 
