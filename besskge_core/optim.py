@@ -138,12 +138,11 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
     ) -> None:
         """Update all rows, some at a time: what is computed on the way stays in the cache."""
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        tensors = [parameter, grad, *state.values()]
-        if parameter.dim() > 1:
-            tensors = [x.reshape(parameter.shape[:-1].numel(), x.shape[-1]) for x in tensors]
-        n_row = max(BLOCK // max(parameter.shape[-1] if parameter.dim() > 1 else 1, 1), 1)
-        if parameter.dim() == 0 or not parameter.is_contiguous():
-            tensors, n_row = [parameter, grad, *state.values()], 0
+        tensors, n_row = [parameter, grad, *state.values()], 0
+        if parameter.dim() and parameter.is_contiguous():
+            rows = parameter.shape[:-1].numel()
+            tensors = [x.reshape(rows, x.shape[-1]) for x in tensors]
+            n_row = max(BLOCK // max(parameter.shape[-1], 1), 1)
         for block in zip(*(x.split(n_row) if n_row else (x,) for x in tensors)):
             own, of_grad, of_state = block[0], block[1], dict(zip(state, block[2:]))
             weight = own.to(wide)  # the rows themselves, unless they are of half precision
@@ -166,7 +165,9 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
 
 def _zeros_like(parameter: Tensor, per_row: bool = False, fill: float = 0.0) -> Tensor:
     """State in float32 (or wider), of the shape of the parameter, or one number a row."""
-    shape = (*parameter.shape[:-1], 1) if per_row else tuple(parameter.shape)
+    shape = tuple(parameter.shape)
+    if per_row and shape:
+        shape = (*shape[:-1], 1)
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     return torch.full(shape, fill, dtype=dtype, device=parameter.device)
 

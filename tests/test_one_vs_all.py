@@ -174,6 +174,8 @@ def test_large_scores_lose_no_digits_however_they_are_tiled(graph, n_shard, max_
     model, batch, triples, weight = prepare(graph, n_shard, **options)
     model.score_fn.score_candidates = Shifted(model.score_fn.score_candidates, by)
     found = model(**batch)["loss"]
+    found.backward()
+    assert torch.isfinite(model.entity_embedding.grad.to_dense()).all()
     score_fn = model.score_fn.double()
     table = by_entity(score_fn)
     h, r, t = triples.T

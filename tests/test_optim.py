@@ -334,3 +334,28 @@ def test_betas_of_one_are_refused():
 def test_closures_are_refused(optimizer_class):
     with pytest.raises(NotImplementedError, match="take one gradient, not a closure"):
         optimizer_class([table()]).step(lambda: None)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("shape", [(), (7,), (3, 0), (2, 3, 4)], ids=str)
+def test_parameters_of_any_shape_are_updated_as_if_at_once(name, shape, monkeypatch):
+    found = []
+    for block in (2**16, 5):
+        monkeypatch.setattr("besskge_core.optim.BLOCK", block)
+        generator = torch.Generator().manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(shape, generator=generator))
+        optimizer = OPTIMIZERS[name]([parameter])
+        for _ in range(2):
+            parameter.grad = torch.randn(shape, generator=generator)
+            optimizer.step()
+        found.append(parameter.detach())
+    assert torch.equal(*found)
+
+
+def test_a_parameter_that_lies_transposed_is_updated_in_place():
+    table = torch.randn(4, 3, generator=torch.manual_seed(0))
+    parameters = torch.nn.Parameter(table.T), torch.nn.Parameter(table.T.contiguous())
+    for parameter in parameters:
+        parameter.grad = torch.ones(3, 4)
+        OPTIMIZERS["adam"]([parameter]).step()
+    assert not parameters[0].is_contiguous() and torch.equal(*parameters)

@@ -73,10 +73,6 @@ class LCWABessKGE(AllEntitiesBessKGE):
         entity = sharding.entity_of(shard, given.cpu().numpy()).ravel()
         relation = columns["relation"].cpu().numpy().ravel()
         query, answer = self.known.answers(self.side, entity, relation)
-        mask = columns.get("triple_mask")
-        if mask is not None:
-            real = mask.cpu().numpy().ravel()[query]
-            query, answer = query[real], answer[real]
         place = np.stack([query, sharding.entity_to_idx[answer]], axis=1)
         owner = sharding.entity_to_shard[answer]
         of_shards = [torch.from_numpy(place[owner == i]) for i in range(sharding.n_shard)]
