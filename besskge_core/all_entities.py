@@ -12,7 +12,7 @@ from typing import Iterator, List, NamedTuple, Tuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from besskge_core.errors import ConfigError
 from besskge_core.scoring import BaseScoreFunction, Query
@@ -46,14 +46,12 @@ def make_query(
     Raises:
         ConfigError: heads are asked for, which the model has no way to score.
     """
-    inverse = side == "head" and score_fn.inverse_relations
-    heads = side == "head" and not inverse
+    heads, relation = score_fn.directed(side == "head", relation)
     if heads and not score_fn.scores_heads:
         raise ConfigError(
             f"{type(score_fn).__name__} cannot score heads, so (?, r, t) needs a model with"
             " inverse relations"
         )
-    relation = relation + score_fn.n_relation_type if inverse else relation
     return score_fn.query(known, relation, heads), heads
 
 
@@ -119,12 +117,12 @@ class TilesTwice:
 
 
 @contextmanager
-def evaluating(score_fn: BaseScoreFunction) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Without gradients and dropout; afterwards as it was."""
-    was_training = score_fn.training
-    score_fn.eval()
+    was_training = module.training
+    module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        score_fn.train(was_training)
+        module.train(was_training)

@@ -15,9 +15,11 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, Un
 import torch
 from torch import Tensor, nn
 
+from besskge_core.all_entities import evaluating
 from besskge_core.embedding import Embedding, unshard_rows
 from besskge_core.errors import ConfigError
-from besskge_core.loss import LOSSES, LabelledLoss, PairwiseMarginLoss
+from besskge_core.loss import LOSSES, LabelledLoss, PairwiseMarginLoss, labelled_losses
+from besskge_core.registry import squeezed
 from besskge_core.regularizer import REGULARIZERS, Regularizer
 from besskge_core.scoring import SCORE_FUNCTIONS, BaseScoreFunction, FormulaScoreFunction
 from besskge_core.scoring.formula import ScoreFormula
@@ -150,9 +152,8 @@ class KGEModel(nn.Module):
         """Relations and tails (B, 2) -> all heads (B, E); with inverse relations, as tails."""
         match_shapes(rt_batch=(rt_batch, "B 2"))
         relation, tail = rt_batch.T
-        if self.score_fn.inverse_relations:
-            return self._score_all(tail, relation + self.num_relations, False)
-        return self._score_all(tail, relation, True)
+        heads, asked = self.score_fn.directed(True, relation)
+        return self._score_all(tail, asked, heads)
 
     def score_r(self, ht_batch: Tensor) -> Tensor:
         """Heads and tails (B, 2) -> all relations (B, R)."""
@@ -160,15 +161,11 @@ class KGEModel(nn.Module):
         rows = (self._entity_rows(x) for x in ht_batch.T)
         return self.score_fn.score_relations(*rows)[:, : self.num_relations]
 
-    @torch.no_grad()
     def predict(self, kind: str, batch: Tensor) -> Tensor:
         """The scores "hrt", "t", "h" or "r" in evaluation mode, without gradient."""
-        before = self.training
-        try:
-            scores: Tensor = getattr(self.eval(), f"score_{kind}")(batch)
-            return scores
-        finally:
-            self.train(before)
+        with evaluating(self):
+            scores: Tensor = getattr(self, f"score_{kind}")(batch)
+        return scores
 
     def _entity_rows(self, ids: Tensor) -> Tensor:
         """(B,) -> (B, W)"""
@@ -348,13 +345,12 @@ def make_loss(
         return choice
     make: Any = PairwiseMarginLoss if choice is None else choice
     if isinstance(make, str):
-        name = make.lower().replace("_", "").replace("-", "")
+        name = squeezed(make)
         name = name[: -len("loss")] if name.endswith("loss") else name
         make = LOSSES[PYKEEN_LOSSES.get(name, name)]
     if not (isinstance(make, type) and issubclass(make, LabelledLoss)):
         raise ConfigError(
-            f"loss {choice!r} is of sampled negatives alone; expected one of"
-            f" {sorted(x for x in LOSSES if issubclass(LOSSES[x], LabelledLoss))}"
+            f"loss {choice!r} is of sampled negatives alone; expected one of {labelled_losses()}"
         )
     return make(**(options or {}))
 

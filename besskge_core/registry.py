@@ -18,6 +18,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def squeezed(name: str) -> str:
+    """A name without case, underscores and hyphens."""
+    return name.lower().replace("_", "").replace("-", "")
+
+
 class Registry(Generic[T]):
     """Named entries of one kind: ``LOSSES = Registry[...]("loss")``."""
 

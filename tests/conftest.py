@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from loss_support import all_losses, random_labelled, random_scores
 from support import random_triples
 
 from besskge_core.dataset import KGDataset
+from besskge_core.loss import LOSSES
 
 # The same examples in every run, and no time limit: a test states a claim, not a speed.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
@@ -40,3 +42,20 @@ def graph() -> KGDataset:
         relation_dict=[f"r{i}" for i in range(4)],
         type_offsets={"a": 0, "b": 11, "c": 34},
     )
+
+
+@pytest.fixture(params=all_losses())
+def loss(request):
+    """Each loss of labels, with several options."""
+    name, options = request.param
+    return LOSSES[name](**options)
+
+
+@pytest.fixture
+def scores(generator):
+    return random_scores(generator)
+
+
+@pytest.fixture
+def labelled(generator):
+    return random_labelled(generator)

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from besskge_core.loss import LOSSES, LabelledLoss
+from besskge_core.loss import labelled_losses
 
 B, N, E = 5, 4, 7
-NAMES = [name for name in LOSSES if issubclass(LOSSES[name], LabelledLoss)]
+NAMES = labelled_losses()
 VARIANTS = {
     "adversarialbce": [dict(inverse_softmax_temperature=0.7)],
     "bcewithlogits": [{}, dict(pos_weight=3.0)],

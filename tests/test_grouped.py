@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from besskge_core.bess import LCWABessKGE
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
-from besskge_core.loss import LOSSES, LabelledLoss
+from besskge_core.loss import LOSSES, labelled_losses
 from besskge_core.sharding import Sharding
 
-LABELLED = {name: LOSSES[name] for name in LOSSES if issubclass(LOSSES[name], LabelledLoss)}
+LABELLED = {name: LOSSES[name] for name in labelled_losses()}
 N_ENTITY, N_RELATION = 13, 3
 
 

@@ -11,9 +11,6 @@ from loss_support import (
     B,
     E,
     N,
-    all_losses,
-    random_labelled,
-    random_scores,
     sampled,
     smoothings,
     without,
@@ -29,23 +26,6 @@ from besskge_core.loss import (
     PairwiseLoss,
     PointwiseLoss,
 )
-
-
-@pytest.fixture(params=all_losses())
-def loss(request):
-    name, options = request.param
-    return LOSSES[name](**options)
-
-
-@pytest.fixture
-def scores(generator):
-    return random_scores(generator)
-
-
-@pytest.fixture
-def labelled(generator):
-    return random_labelled(generator)
-
 
 # -- three ways --------------------------------------------------------------------------------
 

@@ -9,9 +9,6 @@ from loss_support import (
     B,
     E,
     N,
-    all_losses,
-    random_labelled,
-    random_scores,
     sampled,
     smoothings,
     without,
@@ -26,22 +23,6 @@ from besskge_core.loss import (
     MSELoss,
 )
 from besskge_core.loss.entries import Smoothing
-
-
-@pytest.fixture(params=all_losses())
-def loss(request):
-    name, options = request.param
-    return LOSSES[name](**options)
-
-
-@pytest.fixture
-def scores(generator):
-    return random_scores(generator)
-
-
-@pytest.fixture
-def labelled(generator):
-    return random_labelled(generator)
 
 
 def test_no_loss_changes_its_arguments(loss, scores, labelled):

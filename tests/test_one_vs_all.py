@@ -17,10 +17,10 @@ from besskge_core.errors import ConfigError
 from besskge_core.loss import (
     LOSSES,
     InfoNCELoss,
-    LabelledLoss,
     LogSigmoidLoss,
     NSSALoss,
     PairwiseMarginLoss,
+    labelled_losses,
 )
 from besskge_core.loss.entries import labelled
 from besskge_core.regularizer import LpRegularizer
@@ -103,7 +103,7 @@ def test_every_score_function_trains_against_all_entities(graph, score):
 
 
 #: One of each kind of loss with labels, and options that are not the defaults.
-LABELLED = {name: LOSSES[name] for name in LOSSES if issubclass(LOSSES[name], LabelledLoss)}
+LABELLED = {name: LOSSES[name] for name in labelled_losses()}
 
 
 @pytest.mark.parametrize("n_shard", SHARDS)

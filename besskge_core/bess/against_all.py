@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from besskge_core.bess.tables import OverTables
 from besskge_core.bess.tiled import Here, Task, TileShape, all_entity_loss
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
@@ -27,13 +28,12 @@ from besskge_core.sharding import Sharding
 #: Which of everyone's queries have their answers here, and in which rows: (K,) each.
 Answers = Tuple[Tensor, Tensor]
 
-
 #: Numbers that scores which are no inner products hold, over those of an inner product: 140 to 290
 #: bytes a score were measured for RotatE and HAKE, 13 for products.
 NUMBERS_OF_A_DISTANCE = 8
 
 
-class AllEntitiesBessKGE(nn.Module, abc.ABC):
+class AllEntitiesBessKGE(OverTables, abc.ABC):
     """Base of what is trained with the scores of all entities.
 
     Args:
@@ -89,16 +89,6 @@ class AllEntitiesBessKGE(nn.Module, abc.ABC):
         self.tile_shape: Optional[TileShape] = None
         self._padding_of: Tuple[Optional[Sharding], Optional[Tensor]] = (None, None)
         self.exchange: Exchange = LocalExchange(score_fn.sharding.n_shard)
-
-    @property
-    def entity_embedding(self) -> nn.Parameter:
-        """The entity table of the score function, (L, E, D)."""
-        return self.score_fn.entity_embedding
-
-    @property
-    def sharding(self) -> Sharding:
-        """Of the entities, that of the score function."""
-        return self.score_fn.sharding
 
     def prepare(self, columns: Mapping[str, Tensor]) -> Dict[str, Tensor]:
         """What the host adds to a micro-batch of all shards: here, nothing."""

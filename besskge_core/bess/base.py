@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from besskge_core.bess.filtering import exclude_pairs, known_candidates, pad_pairs
 from besskge_core.bess.layout import MicroBatch, Scored, Side, of_side, sides_of, weights_of
+from besskge_core.bess.tables import OverTables
 from besskge_core.embedding import Counted
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
@@ -23,10 +24,9 @@ from besskge_core.ops import gather
 from besskge_core.regularizer import Regularizer
 from besskge_core.scoring import BaseScoreFunction, Heads
 from besskge_core.shapes import match_shapes
-from besskge_core.sharding import Sharding
 
 
-class BessKGE(nn.Module, abc.ABC):
+class BessKGE(OverTables, abc.ABC):
     """Base of distributed training and inference, for triples partitioned by shard pairs.
 
     Args:
@@ -83,21 +83,6 @@ class BessKGE(nn.Module, abc.ABC):
         super().__init_subclass__(**options)
         if "score_batch" in vars(cls) and "_score" not in vars(cls):
             cls._score = BessKGE._score  # type: ignore[method-assign]
-
-    @property
-    def entity_embedding(self) -> nn.Parameter:
-        """The entity table of the score function, (L, E, D)."""
-        return self.score_fn.entity_embedding
-
-    @property
-    def sharding(self) -> Sharding:
-        """Of the entities, that of the score function."""
-        return self.score_fn.sharding
-
-    @property
-    def entity_embedding_size(self) -> int:
-        """D."""
-        return int(self.entity_embedding.shape[-1])
 
     @property
     def n_embedding_parameters(self) -> int:

@@ -111,7 +111,7 @@ class OneVsAllBessKGE(AllEntitiesBessKGE):
         for side in self.sides:
             asked = side == "head"
             known, answer = (tail_rows, head) if asked else (head_rows, tail)
-            heads, of_side = self._asked(asked, relations)
+            heads, of_side = self.score_fn.directed(asked, relations)
             asked_for.append(of_side)
             query = self._queries(known, of_side, heads)
             answers = self._answers(answer, own, asked)
@@ -135,19 +135,13 @@ class OneVsAllBessKGE(AllEntitiesBessKGE):
         received = self.exchange.all_to_all(sent.unflatten(1, tail.shape[1:]))
         return here, received.flatten(1, 2)
 
-    def _asked(self, asked: bool, relation: Tensor) -> Tuple[bool, Tensor]:
-        """Whether heads are scored, and by which relations: inverse ones ask for them as tails."""
-        if asked and self.score_fn.inverse_relations:
-            return False, relation + self.score_fn.n_relation_type
-        return asked, relation
-
     def _directions(
         self, head: Tensor, relation: Tensor, tail: Tensor
     ) -> List[Tuple[Tensor, Tensor, Tensor]]:
         """The triples as they are asked: those of tails, and those of heads if they are others."""
         found = [(head, relation, tail)]
         if "head" in self.sides and self.score_fn.inverse_relations:
-            found.append((tail, relation + self.score_fn.n_relation_type, head))
+            found.append((tail, self.score_fn.directed(True, relation)[1], head))
             return found if "tail" in self.sides else found[1:]
         return found
 

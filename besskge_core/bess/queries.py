@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from besskge_core.bess.base import check_sides
+from besskge_core.bess.tables import OverTables
 from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.exchange import Exchange, LocalExchange
 from besskge_core.metric import Evaluation
@@ -28,7 +29,7 @@ from besskge_core.shapes import match_shapes
 from besskge_core.sharding import Sharding
 
 
-class QueryBESS(nn.Module):
+class QueryBESS(OverTables):
     """What the modules for queries share.
 
     Attributes:
@@ -59,21 +60,6 @@ class QueryBESS(nn.Module):
         self.negative_sampler, self.score_fn = candidate_sampler, score_fn
         self.window_size, self.heads = window_size, scheme == "h"
         self.exchange: Exchange = LocalExchange(score_fn.sharding.n_shard)
-
-    @property
-    def entity_embedding(self) -> nn.Parameter:
-        """The entity table of the score function, (L, E, D)."""
-        return self.score_fn.entity_embedding
-
-    @property
-    def entity_embedding_size(self) -> int:
-        """D."""
-        return int(self.entity_embedding.shape[-1])
-
-    @property
-    def sharding(self) -> Sharding:
-        """Of the entities, that of the score function."""
-        return self.score_fn.sharding
 
     def _queries(
         self, relation: Tensor, head: Optional[Tensor], tail: Optional[Tensor]

@@ -206,7 +206,7 @@ class _Walk:
 
     def gradients(self) -> List[Optional[Tensor]]:
         """Of all tensors, in the order in which they were given; None of those without."""
-        return [x for sums in (*self.sums, self.parameter_sums) for x in sums.found()]
+        return [x for sums in (*self.sums, self.parameter_sums) for x in sums.sums]
 
     def _block(self, block: slice, sizes: Sequence[Tensor]) -> Tensor:
         """The loss of some of the queries."""
@@ -305,7 +305,7 @@ class _Walk:
 
 
 class Sums:
-    """Sums of gradients, each like a tensor."""
+    """Sums of gradients, each like a tensor; None while nothing was added."""
 
     def __init__(self, like: Sequence[Tensor]) -> None:
         self.like = like
@@ -325,7 +325,3 @@ class Sums:
             (before if part is None else before[part]).add_(grad)
         else:
             before.index_add_(0, part, grad.to(before.dtype))
-
-    def found(self) -> List[Optional[Tensor]]:
-        """The sums; None where nothing was added."""
-        return self.sums

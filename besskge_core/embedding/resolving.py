@@ -7,7 +7,7 @@ import inspect
 from typing import Any, Callable, Mapping, Optional, TypeVar, Union
 
 from besskge_core.errors import ConfigError
-from besskge_core.registry import Registry
+from besskge_core.registry import Registry, squeezed
 
 T = TypeVar("T")
 #: A name of a registry, a class, or something to be called.
@@ -39,14 +39,14 @@ class LooseRegistry(Registry[T]):
 
     def _listed(self, name: str) -> str:
         listed = {_squeezed(known): known for known in self}
-        squeezed = _squeezed(name)
-        if squeezed not in listed and self.suffix and squeezed.endswith(self.suffix):
-            squeezed = squeezed[: -len(self.suffix)]
-        return listed.get(squeezed, name)
+        wanted = _squeezed(name)
+        if wanted not in listed and self.suffix and wanted.endswith(self.suffix):
+            wanted = wanted[: -len(self.suffix)]
+        return listed.get(wanted, name)
 
 
 def _squeezed(name: str) -> str:
-    return name.lower().translate(str.maketrans("", "", "_- "))
+    return squeezed(name).replace(" ", "")
 
 
 def resolve(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from besskge_core.loss.base import LOSSES, BaseLossFunction, Loss
 from besskge_core.loss.double_margin import MARGIN_ACTIVATIONS, DoubleMarginLoss
-from besskge_core.loss.labelled import LabelledLoss, UnknownOptionError
+from besskge_core.loss.labelled import LabelledLoss, UnknownOptionError, labelled_losses
 from besskge_core.loss.pairwise import (
     PairwiseLogisticLoss,
     PairwiseLoss,
@@ -75,4 +75,5 @@ __all__ = [
     "SoftPointwiseHingeLoss",
     "SoftplusLoss",
     "UnknownOptionError",
+    "labelled_losses",
 ]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from besskge_core.errors import ConfigError, UnsupportedLabelSmoothingError
-from besskge_core.loss.base import Loss
+from besskge_core.loss.base import LOSSES, Loss
 from besskge_core.loss.entries import (
     Labelled,
     Samples,
@@ -253,3 +253,8 @@ class LabelledLoss(Loss):
         size = torch.stack([part.size(in_number) for part in term.parts]).sum()
         # Not a small eps: its inverse, times the gradient, can be inf, and inf times 0 is NaN.
         return total / torch.where(size > 0.0, size, torch.ones_like(size))
+
+
+def labelled_losses() -> List[str]:
+    """Names of the losses of scores with labels."""
+    return [name for name in LOSSES if issubclass(LOSSES[name], LabelledLoss)]

@@ -158,6 +158,20 @@ class BaseScoreFunction(nn.Module, abc.ABC):
             self.score_tails(known, relation_id, candidate_emb),
         )
 
+    def directed(self, heads: bool, relation_id: Tensor) -> Tuple[bool, Tensor]:
+        """How one side is asked for: heads as tails of the inverse relation, where there is one.
+
+        Args:
+            heads: whether heads are asked for.
+            relation_id: (...), without inverse ones.
+
+        Returns:
+            Whether heads are candidates, and the relation IDs (...) to ask with.
+        """
+        if heads and self.inverse_relations:
+            return False, relation_id + self.n_relation_type
+        return heads, relation_id
+
     # -- what else is asked of it ------------------------------------------------------------------
 
     def entities(self, rows: Tensor, counted: Counted = True) -> Tensor:

@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 from besskge_core.errors import ConfigError
 from besskge_core.optim import OPTIMIZERS
-from besskge_core.registry import nearest
+from besskge_core.registry import nearest, squeezed
 from besskge_core.training.tracker import TRACKERS, Tracker
 
 Options = Optional[Mapping[str, Any]]
@@ -95,25 +95,24 @@ def make_optimizer(
 
 
 def _optimizer_class(name: str) -> Any:
-    squeezed = name.lower().replace("_", "").replace("-", "")
-    own = {key.replace("_", ""): key for key in OPTIMIZERS}
-    if squeezed in own:
-        return OPTIMIZERS[own[squeezed]]
+    wanted = squeezed(name)
+    own = {squeezed(key): key for key in OPTIMIZERS}
+    if wanted in own:
+        return OPTIMIZERS[own[wanted]]
     of_torch = {
         key.lower(): value
         for key, value in vars(torch.optim).items()
         if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
-        and value is not torch.optim.Optimizer
+        and value is not torch.optim.Optimizer and key.lower() not in REFUSED
     }  # fmt: skip
-    if squeezed in REFUSED:
-        raise ConfigError(f"optimizer {name!r} cannot be used here: {REFUSED[squeezed]}")
-    of_torch = {key: value for key, value in of_torch.items() if key not in REFUSED}
-    if squeezed not in of_torch:
+    if wanted in REFUSED:
+        raise ConfigError(f"optimizer {name!r} cannot be used here: {REFUSED[wanted]}")
+    if wanted not in of_torch:
         known = sorted({*OPTIMIZERS, *of_torch})
         raise ConfigError(
-            f"unknown optimizer {name!r}{nearest(squeezed, known)}; expected one of {known}"
+            f"unknown optimizer {name!r}{nearest(wanted, known)}; expected one of {known}"
         )
-    return of_torch[squeezed]
+    return of_torch[wanted]
 
 
 def _check_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
@@ -206,7 +205,7 @@ def scheduler_state(choice: SchedulerChoice) -> Optional[Dict[str, Any]]:
 
 
 def _scheduler_class(name: str) -> Any:
-    squeezed = name.lower().replace("_", "").replace("-", "")
+    wanted = squeezed(name)
     bases = (lr_scheduler._LRScheduler, lr_scheduler.ReduceLROnPlateau, lr_scheduler.StepLR)
     kinds = (*bases, getattr(lr_scheduler, "LRScheduler", lr_scheduler._LRScheduler))
     found = {
@@ -215,7 +214,7 @@ def _scheduler_class(name: str) -> Any:
         if isinstance(value, type) and issubclass(value, kinds) and not key.startswith("_")
         and key != "LRScheduler"
     }  # fmt: skip
-    for candidate in (squeezed, f"{squeezed}lr"):
+    for candidate in (wanted, f"{wanted}lr"):
         if candidate in found:
             return found[candidate]
     known = sorted(key[:-2] if key.endswith("lr") else key for key in found)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Optional
 
 from besskge_core.errors import ConfigError
-from besskge_core.loss import LOSSES, LabelledLoss
+from besskge_core.loss import LOSSES, LabelledLoss, labelled_losses
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.registry import Registry
 from besskge_core.regularizer import REGULARIZERS
@@ -203,9 +203,8 @@ class TrainingConfig:
     def _check_all_entities(self) -> None:
         batch, loss = self.batch, self.loss.loss
         if loss != "sampledsoftmax" and not issubclass(LOSSES[loss], LabelledLoss):
-            labelled = sorted(x for x in LOSSES if issubclass(LOSSES[x], LabelledLoss))
             raise ConfigError(
-                f"scheme 'all' needs a loss of scores with labels, one of {labelled} (or"
+                f"scheme 'all' needs a loss of scores with labels, one of {labelled_losses()} (or"
                 f" 'sampledsoftmax', which without samples is 'crossentropy'), got {loss!r}"
             )
         given = {

@@ -166,7 +166,7 @@ class SLCWATrainingLoop(TrainingLoop):
     def make_module(self, triples: TriplesFactory, label_smoothing: float) -> Module:
         if label_smoothing:
             raise ConfigError("labels of sampled negatives are not smoothed here; leave it out")
-        negatives = self._negatives(triples, self._partitioned(triples))
+        negatives = self._negatives(triples)
         model, loss = self.model, self.model.loss
         if loss.reduction == "sum":
             # BESS takes the mean over shards.
@@ -192,9 +192,7 @@ class SLCWATrainingLoop(TrainingLoop):
             triples.as_dataset(), "train", self.model.score_fn.sharding, add_inverse_triples=inverse
         )
 
-    def _negatives(
-        self, triples: TriplesFactory, partitioned: PartitionedTripleSet
-    ) -> ShardedNegativeSampler:
+    def _negatives(self, triples: TriplesFactory) -> ShardedNegativeSampler:
         choice, options = self._sampler_choice, dict(self._sampler_kwargs)
         if isinstance(choice, ShardedNegativeSampler):
             if options:
@@ -219,7 +217,7 @@ class SLCWATrainingLoop(TrainingLoop):
             known = KnownTriples([triples.triples], *sizes)
         if choice == "bernoulli":
             return BernoulliShardedNegativeSampler(
-                partitioned, per_pair, seed, flat_negative_format=False, known=known
+                self._partitioned(triples), per_pair, seed, flat_negative_format=False, known=known
             )
         if choice not in (None, "basic"):
             raise ConfigError(
