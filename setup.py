@@ -17,6 +17,7 @@ from setuptools import setup
 SOURCES = sorted(str(path) for path in Path("custom_ops").glob("*.cpp")) + sorted(
     str(path) for path in Path("custom_ops", "cpu").glob("**/*.cpp")
 )
+HEADERS = sorted(str(path) for path in Path("custom_ops", "cpu").glob("*.h"))
 
 
 def what_is_missing():
@@ -45,8 +46,11 @@ def native():
 
     # Threads are torch's own: OpenMP is compiled for and not linked, torch's runtime serves.
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
+    # No errno of a square root, so that it is an instruction; and no word on how vectors are passed
+    # to functions, for all that take them are inlined.
+    flags = ["-O3", "-g0", "-fno-math-errno", "-Wno-psabi", *openmp]
     extension = CppExtension(
-        "besskge_core._native", SOURCES, extra_compile_args=["-O3", "-g0", *openmp]
+        "besskge_core._native", SOURCES, depends=HEADERS, extra_compile_args=flags
     )
     return {
         "ext_modules": [extension],

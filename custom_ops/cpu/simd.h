@@ -1,0 +1,116 @@
+// Vectors of BESSKGE_WIDTH floats, in the compiler's own vector types: one source for every
+// instruction set. Included by each_isa.h inside the namespace of one.
+
+#undef BESSKGE_INLINE
+#define BESSKGE_INLINE static inline __attribute__((always_inline, unused))
+
+constexpr int kWidth = BESSKGE_WIDTH;
+typedef float Vec __attribute__((vector_size(4 * BESSKGE_WIDTH)));
+typedef int32_t IntVec __attribute__((vector_size(4 * BESSKGE_WIDTH)));
+
+BESSKGE_INLINE Vec load(const float* from) {
+  Vec v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+BESSKGE_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
+
+// The first n of a vector, n < kWidth; the rest is 0, and not written.
+BESSKGE_INLINE Vec load_first(const float* from, int64_t n) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), from);
+#else
+  Vec v = {};
+  std::memcpy(&v, from, 4 * static_cast<size_t>(n));
+  return v;
+#endif
+}
+
+BESSKGE_INLINE void store_first(float* to, Vec v, int64_t n) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
+#else
+  std::memcpy(to, &v, 4 * static_cast<size_t>(n));
+#endif
+}
+
+BESSKGE_INLINE Vec all(float x) { return x - Vec{}; }
+
+BESSKGE_INLINE Vec as_float(IntVec bits) { return (Vec)bits; }
+BESSKGE_INLINE IntVec as_int(Vec v) { return (IntVec)v; }
+
+BESSKGE_INLINE Vec absolute(Vec v) { return as_float(as_int(v) & 0x7fffffff); }
+// The sign bit of a vector, as an integer mask that can be put on another.
+BESSKGE_INLINE IntVec sign_bit(Vec v) { return as_int(v) & static_cast<int32_t>(0x80000000u); }
+BESSKGE_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }   // b if one is not a number
+BESSKGE_INLINE Vec smaller(Vec a, Vec b) { return a < b ? a : b; }  // b if one is not a number
+
+BESSKGE_INLINE Vec square_root(Vec v) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_sqrt_ps((__m256)v);
+#else
+  for (int i = 0; i < kWidth; ++i) v[i] = std::sqrt(v[i]);
+  return v;
+#endif
+}
+
+BESSKGE_INLINE float sum(Vec v) {
+  float total[kWidth];
+  store(total, v);
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) total[i] += total[i + half];
+  }
+  return total[0];
+}
+
+BESSKGE_INLINE float highest(Vec v) {
+  float top[kWidth];
+  store(top, v);
+  for (int half = kWidth / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) top[i] = top[i] > top[i + half] ? top[i] : top[i + half];
+  }
+  return top[0];
+}
+
+// e^x to 2e-7; 0 below -87.3, infinite above 88.7, NaN of NaN. Reduced by powers of two, then the
+// polynomial of Cephes' expf.
+BESSKGE_INLINE Vec exponential(Vec x) {
+  const Vec high = all(88.72284f), low = all(-87.33655f);
+  const Vec clamped = smaller(larger(x, low), high);
+  const Vec shifted = clamped * 1.44269504f + 12582912.0f;  // rounds to the nearest integer
+  const Vec n = shifted - 12582912.0f;
+  const Vec r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Vec p = all(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  // 2^n in two halves, for n runs to 128.
+  const IntVec whole = as_int(shifted) - 0x4b400000;
+  const IntVec half = whole >> 1;
+  p = p * as_float((half + 127) << 23) * as_float((whole - half + 127) << 23);
+  p = x < low ? Vec{} : p;
+  p = x > high ? all(HUGE_VALF) : p;
+  return x != x ? x : p;
+}
+
+// log(1 + z) of z in [0, 1], to 2e-7 of its value: twice the inverse hyperbolic tangent of
+// z / (2 + z).
+BESSKGE_INLINE Vec log_one_plus(Vec z) {
+  const Vec s = z / (z + 2.0f), t = s * s;
+  Vec p = all(2.0f / 15.0f);
+  p = p * t + 2.0f / 13.0f;
+  p = p * t + 2.0f / 11.0f;
+  p = p * t + 2.0f / 9.0f;
+  p = p * t + 2.0f / 7.0f;
+  p = p * t + 2.0f / 5.0f;
+  p = p * t + 2.0f / 3.0f;
+  p = p * t + 2.0f;
+  return p * s;
+}
+
