@@ -4,6 +4,12 @@
 
 TORCH_LIBRARY(besskge, m) {
   m.def("instruction_set(str wanted=\"\") -> str");
+  m.def(
+      "sampled_loss(Tensor table, Tensor index, Tensor relation, Tensor relation_id,"
+      " Tensor? weight, int n_candidate, bool per_triple, bool heads,"
+      " str move, str comparison, str loss, str activation, bool adversarial, float[] numbers,"
+      " float scale, bool wanted, Tensor? unique_rows, Tensor? run_offsets, Tensor? order)"
+      " -> (Tensor loss, Tensor d_rows, Tensor d_relation)");
   m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
 }
 

@@ -18,7 +18,7 @@ BESSKGE_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
 // The first n of a vector, n < kWidth; the rest is 0, and not written.
 BESSKGE_INLINE Vec load_first(const float* from, int64_t n) {
-#if defined(__AVX512F__)
+#if BESSKGE_WIDTH == 16
   return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), from);
 #else
   Vec v = {};
@@ -28,11 +28,24 @@ BESSKGE_INLINE Vec load_first(const float* from, int64_t n) {
 }
 
 BESSKGE_INLINE void store_first(float* to, Vec v, int64_t n) {
-#if defined(__AVX512F__)
+#if BESSKGE_WIDTH == 16
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
 #else
   std::memcpy(to, &v, 4 * static_cast<size_t>(n));
 #endif
+}
+
+// Of rows whose length is no multiple of kWidth: n are left, perhaps more than a vector.
+BESSKGE_INLINE Vec load_some(const float* from, int64_t n) {
+  return n < kWidth ? load_first(from, n) : load(from);
+}
+
+BESSKGE_INLINE void store_some(float* to, Vec v, int64_t n) {
+  if (n < kWidth) {
+    store_first(to, v, n);
+  } else {
+    store(to, v);
+  }
 }
 
 BESSKGE_INLINE Vec all(float x) { return x - Vec{}; }
@@ -47,9 +60,9 @@ BESSKGE_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }   // b if one 
 BESSKGE_INLINE Vec smaller(Vec a, Vec b) { return a < b ? a : b; }  // b if one is not a number
 
 BESSKGE_INLINE Vec square_root(Vec v) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_sqrt_ps((__m512)v);
-#elif defined(__AVX2__)
+#if BESSKGE_WIDTH == 16
+  return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+#elif BESSKGE_WIDTH == 8
   return (Vec)_mm256_sqrt_ps((__m256)v);
 #else
   for (int i = 0; i < kWidth; ++i) v[i] = std::sqrt(v[i]);
@@ -57,13 +70,39 @@ BESSKGE_INLINE Vec square_root(Vec v) {
 #endif
 }
 
+// c with the sign of d, or against it where d is negative; 0 where d is 0.
+BESSKGE_INLINE Vec with_sign_of(Vec c, Vec d) {
+#if BESSKGE_WIDTH == 16
+  const __mmask16 some = _mm512_cmp_ps_mask((__m512)d, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  const __m512i sign = _mm512_set1_epi32(static_cast<int32_t>(0x80000000u));
+  return (Vec)_mm512_maskz_ternarylogic_epi32(some, (__m512i)d, sign, (__m512i)c, 0x6a);
+#else
+  return as_float((as_int(c) ^ sign_bit(d)) & (d != Vec{}));
+#endif
+}
+
+// 1 / sqrt(v) of finite v to 2e-7 of its value; below 1e-30 as there.
+BESSKGE_INLINE Vec inverse_root(Vec v) {
+  const Vec positive = larger(v, all(1e-30f));
+#if BESSKGE_WIDTH == 16
+  const Vec guess = (Vec)_mm512_rsqrt14_ps((__m512)positive);
+  return guess * (1.5f - (0.5f * positive) * (guess * guess));
+#else
+  return 1.0f / square_root(positive);
+#endif
+}
+
 BESSKGE_INLINE float sum(Vec v) {
+#if BESSKGE_WIDTH == 16
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float total[kWidth];
   store(total, v);
   for (int half = kWidth / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) total[i] += total[i + half];
   }
   return total[0];
+#endif
 }
 
 BESSKGE_INLINE float highest(Vec v) {
