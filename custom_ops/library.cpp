@@ -10,6 +10,10 @@ TORCH_LIBRARY(besskge, m) {
       " str move, str comparison, str loss, str activation, bool adversarial, float[] numbers,"
       " float scale, bool wanted, Tensor? unique_rows, Tensor? run_offsets, Tensor? order)"
       " -> (Tensor loss, Tensor d_rows, Tensor d_relation)");
+  m.def("pairwise(Tensor q, Tensor e, str comparison, Tensor? weight) -> Tensor");
+  m.def(
+      "pairwise_backward(Tensor grad, Tensor scores, Tensor q, Tensor e, str comparison,"
+      " Tensor? weight) -> (Tensor dq, Tensor de, Tensor dw)");
   m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
 }
 

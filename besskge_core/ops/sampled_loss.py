@@ -20,16 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from besskge_core.errors import ConfigError, ShapeError
-from besskge_core.ops.native import NATIVE, register_fake
+from besskge_core.ops import native
+from besskge_core.ops.native import register_fake
+from besskge_core.ops.pairwise import compared
 from besskge_core.ops.rows import RowPlan, plan_rows
 from besskge_core.shapes import match_shapes
 
 #: What a relation r makes of the known entity x: x + r; x r; x r over the complex numbers, real
 #: parts first. Where heads are asked for, what undoes it: x - r, x r, x conj(r).
 MOVES = ("translation", "scaling", "complex_scaling")
-
-#: Inner product; negated L1 and L2 norm of the difference; negated sum of its complex moduli.
-COMPARISONS = ("dot", "l1", "l2", "modulus")
 
 ACTIVATIONS = {"relu": F.relu, "softplus": F.softplus, "identity": lambda x: x}
 
@@ -65,7 +64,7 @@ class Pairing(NamedTuple):
         per_triple: candidates are N of each positive, not N of all.
         heads: heads are asked for, not tails.
         move: one of :data:`MOVES`.
-        comparison: one of :data:`COMPARISONS`.
+        comparison: see :mod:`besskge_core.ops.pairwise`.
     """
 
     n_candidate: int
@@ -77,7 +76,7 @@ class Pairing(NamedTuple):
 
 def serves(table: Tensor) -> bool:
     """Whether the loss is native for this table."""
-    return NATIVE and table.device.type == "cpu" and table.dtype == torch.float32
+    return native.serves(table, torch.float32)
 
 
 def sampled_loss(
@@ -203,8 +202,8 @@ def reference(
         known, answer = (tail, head) if pairing.heads else (head, tail)
         query = _moved(known, relation[ids.long()], pairing.move, pairing.heads)
         lists = candidate.view(n, -1, rows.shape[-1]) if pairing.per_triple else candidate
-        positive = _compared(query, answer, pairing.comparison)
-        negative = _compared(query.unsqueeze(1), lists, pairing.comparison)
+        positive = compared(query, answer, pairing.comparison)
+        negative = compared(query.unsqueeze(1), lists, pairing.comparison)
         cost = _cost(positive, negative, rule)
         total = total + (cost if weight is None else cost * weight[i].to(cost.dtype)).sum()
     return rule.scale * total
@@ -220,16 +219,6 @@ def _moved(x: Tensor, r: Tensor, move: str, heads: bool) -> Tensor:
     if heads:
         d = -d
     return torch.cat([a * c - b * d, a * d + b * c], -1)
-
-
-def _compared(q: Tensor, e: Tensor, comparison: str) -> Tensor:
-    """q (..., D), e (..., D) -> (...), leading axes broadcast."""
-    if comparison == "dot":
-        return (q * e).sum(-1)
-    if comparison != "modulus":
-        return -torch.norm(q - e, p=1 if comparison == "l1" else 2, dim=-1)
-    re, im = (q - e).chunk(2, -1)
-    return -(re * re + im * im).clamp(min=1e-30).sqrt().sum(-1)
 
 
 def _cost(p: Tensor, n: Tensor, rule: LossRule) -> Tensor:

@@ -122,12 +122,12 @@ static void list_gradient(const Chunked& q, const Rows& rows, int64_t first, int
 }
 
 // Chunks j to j + kCount of the gradient of a distinct row: the sum of its look-ups from `begin`
-// to `end` of the plan, of which those before `candidate` are rows of d_rows.
+// to `end` of the plan.
 template <class Metric, int kCount>
-static void unique_row_chunks(const SampledJob& job, int64_t u, int64_t begin, int64_t end,
+static void unique_row_chunks(const ListJob& job, int64_t u, int64_t begin, int64_t end,
                               int64_t j0) {
   constexpr int kParts = Metric::kComplex ? 2 : 1;
-  const int64_t d = job.moved.d, half = job.half, n_chunk = chunks_of(half);
+  const int64_t d = job.rows.width, half = job.half, n_chunk = chunks_of(half);
   const float* row = job.rows.table + job.unique_rows[u] * d;
   Vec other[kCount][2], sums[kCount][2];
   for (int j = 0; j < kCount; ++j) {
@@ -139,8 +139,8 @@ static void unique_row_chunks(const SampledJob& job, int64_t u, int64_t begin, i
   }
   for (int64_t k = begin; k < end; ++k) {
     const int64_t lookup = job.order[k];
-    if (lookup < job.candidate) {
-      const float* own = job.d_rows + lookup * d;
+    if (lookup < job.first) {
+      const float* own = job.d_first + lookup * d;
       for (int j = 0; j < kCount; ++j) {
         for (int part = 0; part < kParts; ++part) {
           const int64_t at = (j0 + j) * kWidth;
@@ -149,8 +149,8 @@ static void unique_row_chunks(const SampledJob& job, int64_t u, int64_t begin, i
       }
       continue;
     }
-    const int64_t b = (lookup - job.candidate) / job.n_candidate;
-    const int64_t i = (lookup - job.candidate) % job.n_candidate;
+    const int64_t b = (lookup - job.first) / job.n_each;
+    const int64_t i = (lookup - job.first) % job.n_each;
     const Vec c = all(job.c[b * job.c_stride + i]);
     for (int j = 0; j < kCount; ++j) {
       if constexpr (Metric::kComplex) {
@@ -173,7 +173,7 @@ static void unique_row_chunks(const SampledJob& job, int64_t u, int64_t begin, i
 
 // Gradients of distinct rows first to last.
 template <class Metric>
-static void unique_rows_of(const SampledJob& job, int64_t first, int64_t last) {
+static void unique_rows_of(const ListJob& job, int64_t first, int64_t last) {
   constexpr int kCount = Metric::kComplex ? 2 : BESSKGE_WIDTH == 16 ? 8 : 4;
   const int64_t n_chunk = chunks_of(job.half);
   for (int64_t u = first; u < last; ++u) {

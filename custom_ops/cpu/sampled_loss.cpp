@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "buffers.h"
+#include "choice.h"
 #include "isa.h"
 
 #define BESSKGE_KERNELS "sampled_loss.kernels.h"
@@ -20,95 +21,80 @@
 namespace besskge {
 namespace {
 
-constexpr int64_t kPerGroup = 256;  // positives whose part of the candidates' gradients is one
-constexpr int64_t kMostGroups = 8;
+constexpr int64_t kBlock = 48;  // positives that are scored together: a multiple of every tile
+
+constexpr const char* kName = "sampled_loss";
 
 using Tensors = std::vector<at::Tensor>;
 using MaybeTensor = c10::optional<at::Tensor>;
-
-template <class Enum>
-Enum choice(const std::string& name, const char* what, const std::vector<std::string>& names) {
-  const auto found = std::find(names.begin(), names.end(), name);
-  TORCH_CHECK_VALUE(found != names.end(), "sampled_loss expects a ", what, " of ", names,
-                    ", got '", name, "'");
-  return static_cast<Enum>(found - names.begin());
-}
-
-void check_rows(const at::Tensor& table, const at::Tensor& index) {
-  const int64_t n = index.numel(), n_row = table.size(0);
-  const int64_t* row = index.data_ptr<int64_t>();
-  int64_t least = 0, most = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    least = std::min(least, row[i]);
-    most = std::max(most, row[i]);
-  }
-  TORCH_CHECK_INDEX(least >= 0 && most < n_row, "sampled_loss: rows run from ", least, " to ",
-                    most, ", expected rows of [0, ", n_row, ")");
-}
 
 at::Tensor as_indices(const at::Tensor& x) { return x.to(at::kLong).contiguous(); }
 
 const int64_t* indices(const at::Tensor& x) { return x.data_ptr<int64_t>(); }
 
 // Allocates what the phases write; the tensors must live as long as the job.
-Tensors allocate(SampledJob& job, const SampledLayout& layout) {
+Tensors allocate(SampledJob& job, const PairsLayout& layout) {
   const int64_t d = job.moved.d, b = job.n_positive, n = job.n_candidate;
   const int64_t n_chunk = (job.half + layout.width - 1) / layout.width * (job.half < d ? 2 : 1);
   const int64_t n_row = b + layout.rows, w = layout.width;
   Tensors kept;
   const auto floats_of = [&kept](int64_t count) {
     kept.push_back(pooled({std::max<int64_t>(count, 1)}, at::kFloat));
-    return kept.back().data_ptr<float>();
+    return floats(kept.back());
   };
   const auto chunked = [&](int64_t rows, bool rows_together) {
     float* data = floats_of(rows * n_chunk * w);
     return rows_together ? Chunked{data, w, rows * w} : Chunked{data, n_chunk * w, w};
   };
-  job.c_stride = (n + layout.panel - 1) / layout.panel * layout.panel;
-  job.q = chunked(n_row, !job.per_triple);
-  job.dq = chunked(n_row, !job.per_triple);
-  job.c = floats_of(b * job.c_stride);
+  GradientJob& pairs = job.pairs;
+  pairs.n_query = b;
+  pairs.n_candidate = n;
+  pairs.half = job.half;
+  pairs.c_stride = (n + layout.panel - 1) / layout.panel * layout.panel;
+  pairs.c = floats_of(b * pairs.c_stride);
+  pairs.q = chunked(n_row, !job.per_triple);
+  pairs.dq = chunked(n_row, !job.per_triple);
+  if (!job.per_triple) {
+    job.panels = floats_of(pairs.c_stride * d);
+    pairs.n_group = gradient_groups(b);
+    pairs.de_size = n * n_chunk * w;
+    pairs.e = chunked(n, true);
+    pairs.de = pairs.e;
+    pairs.de.data = floats_of(pairs.n_group * pairs.de_size);
+  }
   job.positive_c = floats_of(b);
   job.loss_of = floats_of(b);
   job.d_relation = floats_of(b * d);
-  if (!job.per_triple) {
-    job.n_group = std::min(std::max<int64_t>(b / kPerGroup, 1), kMostGroups);
-    job.de_size = n * n_chunk * w;
-    job.panels = floats_of(job.c_stride * d);
-    job.e = chunked(n, true);
-    job.de = job.e;
-    job.de.data = floats_of(job.n_group * job.de_size);
-  }
   return kept;
 }
 
-void score_and_lose(const SampledJob& job, const SampledLayout& layout) {
+void score_and_lose(const SampledJob& job, const PairsLayout& layout) {
   const int64_t d = job.moved.d;
   at::parallel_for(0, job.n_positive, 64, [&](int64_t first, int64_t last) {
     const at::Tensor row = pooled({d}, at::kFloat);
     BESSKGE_CALL(make_queries, job, first, last, floats(row));
   });
   if (!job.per_triple) {
-    at::parallel_for(0, job.c_stride / layout.panel, 1, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, job.pairs.c_stride / layout.panel, 1, [&](int64_t first, int64_t last) {
       BESSKGE_CALL(pack_candidates, job, first, last);
     });
   }
-  const int64_t n_block = (job.n_positive + layout.block - 1) / layout.block;
+  const int64_t n_block = (job.n_positive + kBlock - 1) / kBlock;
   at::parallel_for(0, n_block, 1, [&](int64_t first, int64_t last) {
-    const at::Tensor scores = pooled({layout.block + layout.rows, job.c_stride}, at::kFloat);
+    const at::Tensor scores = pooled({kBlock + layout.rows, job.pairs.c_stride}, at::kFloat);
     for (int64_t block = first; block < last; ++block) {
-      const int64_t begin = block * layout.block;
-      const int64_t end = std::min(begin + layout.block, job.n_positive);
+      const int64_t begin = block * kBlock;
+      const int64_t end = std::min(begin + kBlock, job.n_positive);
       BESSKGE_CALL(losses, job, begin, end, floats(scores));
     }
   });
 }
 
-void find_gradients(const SampledJob& job, const SampledLayout& layout) {
+void find_gradients(const SampledJob& job, const PairsLayout& layout) {
   const int64_t d = job.moved.d;
   if (!job.per_triple) {
     const int64_t n_chunk = (job.half + layout.width - 1) / layout.width;
-    at::parallel_for(0, n_chunk * job.n_group, 1, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, n_chunk * job.pairs.n_group, 1, [&](int64_t first, int64_t last) {
       BESSKGE_CALL(gradients, job, first, last);
     });
     at::parallel_for(0, job.n_candidate, 64, [&](int64_t first, int64_t last) {
@@ -120,7 +106,7 @@ void find_gradients(const SampledJob& job, const SampledLayout& layout) {
     BESSKGE_CALL(positives, job, first, last, floats(row));
   });
   if (job.per_triple) {
-    at::parallel_for(0, job.n_unique, 64, [&](int64_t first, int64_t last) {
+    at::parallel_for(0, job.lists.n_unique, 64, [&](int64_t first, int64_t last) {
       BESSKGE_CALL(unique_rows, job, first, last);
     });
   }
@@ -131,8 +117,8 @@ LossRule rule_of(const std::string& loss, const std::string& activation, bool ad
   TORCH_CHECK_VALUE(numbers.size() == 6, "sampled_loss expects 6 numbers of the loss, got ",
                     numbers.size());
   LossRule rule = {};
-  rule.kind = choice<LossKind>(loss, "loss", {"pointwise", "ranking", "softmax"});
-  rule.activation = choice<Activation>(activation, "activation", {"relu", "softplus", "identity"});
+  rule.kind = choice<LossKind>(loss, kName, "loss", {"pointwise", "ranking", "softmax"});
+  rule.activation = choice<Activation>(activation, kName, "activation", {"relu", "softplus", "identity"});
   rule.adversarial = adversarial;
   float* const to[] = {&rule.margin,          &rule.positive_margin, &rule.temperature,
                        &rule.positive_factor, &rule.negative_factor, &rule.offset};
@@ -159,8 +145,8 @@ void check_shapes(const Inputs& in, const SampledJob& job) {
   const bool complex = job.half < d || job.moved.move == Move::complex_scaling;
   TORCH_CHECK_VALUE(d % 2 == 0 || !complex,
                     "sampled_loss expects rows of complex numbers, got a width of ", d);
-  check_rows(in.table, in.index);
-  check_rows(in.relation, in.relation_id);
+  check_rows(in.index, in.table.size(0), kName);
+  check_rows(in.relation_id, in.relation.size(0), kName);
   TORCH_CHECK_VALUE(!job.per_triple || !job.wanted ||
                         (in.order.defined() && in.order.numel() == n_lookup &&
                          in.run_offsets.numel() == in.unique_rows.numel()),
@@ -172,20 +158,19 @@ void point_to(const Inputs& in, SampledJob& job) {
   job.relation = floats(in.relation);
   job.relation_id = indices(in.relation_id);
   if (in.weight.defined()) job.weight = floats(in.weight);
-  if (in.order.defined()) {
-    job.unique_rows = indices(in.unique_rows);
-    job.run_offsets = indices(in.run_offsets);
-    job.order = indices(in.order);
-    job.n_unique = in.unique_rows.numel();
-    job.n_lookup = in.order.numel();
-  }
+  if (!in.order.defined()) return;
+  job.lists.unique_rows = indices(in.unique_rows);
+  job.lists.run_offsets = indices(in.run_offsets);
+  job.lists.order = indices(in.order);
+  job.lists.n_unique = in.unique_rows.numel();
+  job.lists.n_lookup = in.order.numel();
 }
 
 using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // Runs all phases of a job whose inputs are there.
 Result run(SampledJob& job, const at::TensorOptions& options, int64_t n_relation) {
-  const SampledLayout layout = BESSKGE_CALL(sampled_layout, );
+  const PairsLayout layout = BESSKGE_CALL(sampled_layout, );
   const Tensors kept = allocate(job, layout);
   const int64_t d = job.moved.d;
   at::Tensor d_rows, d_positive, d_relation;
@@ -193,12 +178,21 @@ Result run(SampledJob& job, const at::TensorOptions& options, int64_t n_relation
     d_rows = at::empty({0, d}, options);
     d_relation = at::empty({0, d}, options);
   } else {
-    d_rows = pooled({job.per_triple ? job.n_unique : job.candidate + job.n_candidate, d},
+    d_rows = pooled({job.per_triple ? job.lists.n_unique : job.candidate + job.n_candidate, d},
                     at::kFloat);
     d_positive = job.per_triple ? pooled({job.candidate, d}, at::kFloat) : d_rows;
     d_relation = at::zeros({n_relation, d}, options);
     job.d_rows = floats(d_positive);
-    job.d_unique = floats(d_rows);
+    ListJob& lists = job.lists;
+    lists.rows = job.rows;
+    lists.q = job.pairs.q;
+    lists.half = job.half;
+    lists.c = job.pairs.c;
+    lists.c_stride = job.pairs.c_stride;
+    lists.first = job.candidate;
+    lists.n_each = job.n_candidate;
+    lists.d_first = job.d_rows;
+    lists.d_unique = floats(d_rows);
   }
   score_and_lose(job, layout);
   if (job.wanted) {
@@ -232,10 +226,10 @@ Result sampled_loss(const at::Tensor& table, const at::Tensor& index, const at::
     in.order = as_indices(*order);
   }
   SampledJob job = {};
-  job.moved.move = choice<Move>(move, "move", {"translation", "scaling", "complex_scaling"});
+  job.moved.move = choice<Move>(move, kName, "move", {"translation", "scaling", "complex_scaling"});
   job.moved.heads = heads;
   job.moved.d = in.table.size(1);
-  job.comparison = choice<Comparison>(comparison, "comparison", {"dot", "l1", "l2", "modulus"});
+  job.comparison = comparison_of(comparison, kName);
   job.half = job.comparison == Comparison::modulus ? job.moved.d / 2 : job.moved.d;
   job.n_positive = in.relation_id.numel();
   job.known = heads ? job.n_positive : 0;

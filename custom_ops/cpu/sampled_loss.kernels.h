@@ -5,8 +5,7 @@
 #include "losses.kernels.h"
 #include "queries.kernels.h"
 
-// How vectors and tiles lie; in floats or rows.
-static SampledLayout sampled_layout() { return {kWidth, kRows, kPanel, 4 * kRows}; }
+static PairsLayout sampled_layout() { return {kWidth, kRows, kPanel}; }
 
 BESSKGE_INLINE const float* relation_of(const SampledJob& job, int64_t b) {
   return job.relation + job.relation_id[b] * job.moved.d;
@@ -18,7 +17,7 @@ static void make_queries(const SampledJob& job, int64_t first, int64_t last, flo
     const float* x = job.rows[job.known + b];
     if (b + 4 < last) __builtin_prefetch(job.rows[job.known + b + 4]);
     move_row(job.moved, x, relation_of(job, b), row);
-    pack_row(row, job.moved.d, job.half, job.q.at(b, 0), job.q.chunk_step);
+    pack_row(row, job.moved.d, job.half, job.pairs.q.at(b, 0), job.pairs.q.chunk_step);
   }
 }
 
@@ -28,7 +27,7 @@ static void pack_candidates(const SampledJob& job, int64_t first, int64_t last) 
   for (int64_t i = first * kPanel; i < last * kPanel; ++i) {
     const float* row = i < n ? job.rows[job.candidate + i] : nullptr;
     pack_column(row, d, job.panels + i / kPanel * d * kPanel, i % kPanel);
-    if (row && job.wanted) pack_row(row, d, job.half, job.e.at(i, 0), job.e.chunk_step);
+    if (row && job.wanted) pack_row(row, d, job.half, job.pairs.e.at(i, 0), job.pairs.e.chunk_step);
   }
 }
 
@@ -38,14 +37,14 @@ static void pack_candidates(const SampledJob& job, int64_t first, int64_t last) 
 // (kRows more than there are positives, c_stride).
 template <class Metric>
 static void losses_of(const SampledJob& job, int64_t first, int64_t last, float* scores) {
-  const int64_t stride = job.c_stride, n = job.n_candidate;
+  const int64_t stride = job.pairs.c_stride, n = job.n_candidate;
   if (!job.per_triple) {
-    score_rows<Metric>(job.q, job.panels, stride / kPanel, job.moved.d, job.half, first, last,
+    score_rows<Metric>(job.pairs.q, job.panels, stride / kPanel, job.moved.d, job.half, first, last,
                        scores, stride);
   }
   for (int64_t b = first; b < last; ++b) {
     float* own = scores + (b - first) * stride;
-    const Chunked q = {job.q.at(b, 0), 0, job.q.chunk_step};
+    const Chunked q = {job.pairs.q.at(b, 0), 0, job.pairs.q.chunk_step};
     if (job.per_triple) {
       list_sums<Metric>(q, job.rows, job.candidate + b * n, n, job.half, own);
     }
@@ -53,7 +52,7 @@ static void losses_of(const SampledJob& job, int64_t first, int64_t last, float*
     const float total = sum_of_pair<Metric>(q, job.rows[job.answer + b], job.half);
     const float positive = Metric::score(all(total))[0];
     const float scale = job.scale * (job.weight ? job.weight[b] : 1.0f);
-    float* c = job.c + b * stride;
+    float* c = job.pairs.c + b * stride;
     float slope = 0.0f;
     job.loss_of[b] = row_loss(job.loss, positive, own, n, scale, c, slope);
     if (!job.wanted) continue;
@@ -62,7 +61,7 @@ static void losses_of(const SampledJob& job, int64_t first, int64_t last, float*
     }
     job.positive_c[b] = Metric::coefficient(all(slope), all(positive))[0];
     if (job.per_triple) {  // while the rows are in the cache
-      const Chunked dq = {job.dq.at(b, 0), 0, job.dq.chunk_step};
+      const Chunked dq = {job.pairs.dq.at(b, 0), 0, job.pairs.dq.chunk_step};
       list_gradient<Metric>(q, job.rows, job.candidate + b * n, n, job.half, c, dq);
     }
   }
@@ -74,27 +73,10 @@ static void losses(const SampledJob& job, int64_t first, int64_t last, float* sc
 
 // -- gradients ------------------------------------------------------------------------------------
 
-// Shared candidates: tasks first to last of chunks x groups, dq of a group of positives and their
-// part of de.
+// Shared candidates: tasks first to last of chunks x groups.
 template <class Metric>
 static void gradients_of(const SampledJob& job, int64_t first, int64_t last) {
-  const int64_t n_chunk = chunks_of(job.half), n = job.n_candidate;
-  const int64_t per_group = (job.n_positive + job.n_group - 1) / job.n_group;
-  for (int64_t task = first; task < last; ++task) {
-    const int64_t j = task / job.n_group, group = task % job.n_group;
-    const int64_t begin = group * per_group < job.n_positive ? group * per_group : job.n_positive;
-    const int64_t end = begin + per_group < job.n_positive ? begin + per_group : job.n_positive;
-    float* de = job.de.at(0, j) + group * job.de_size;
-    const int64_t q_im = n_chunk * job.q.chunk_step, e_im = n_chunk * job.e.chunk_step;
-    for (int64_t part = 0; part < (Metric::kComplex ? 2 : 1); ++part) {
-      std::memset(de + part * e_im, 0, sizeof(float) * static_cast<size_t>(n * kWidth));
-      std::memset(job.dq.at(begin, j) + part * q_im, 0,
-                  sizeof(float) * static_cast<size_t>((end - begin) * kWidth));
-    }
-    const GradientChunk x = {job.c, job.c_stride, job.q.at(0, j), job.dq.at(0, j),
-                             job.e.at(0, j), de, q_im, e_im};
-    gradient_chunk<Metric>(x, begin, end, n);
-  }
+  for (int64_t task = first; task < last; ++task) gradient_task<Metric>(job.pairs, task);
 }
 
 static void gradients(const SampledJob& job, int64_t first, int64_t last) {
@@ -106,8 +88,8 @@ template <class Metric>
 static void positives_of(const SampledJob& job, int64_t first, int64_t last, float* row) {
   const int64_t d = job.moved.d;
   for (int64_t b = first; b < last; ++b) {
-    const Chunked q = {job.q.at(b, 0), 0, job.q.chunk_step};
-    const Chunked dq = {job.dq.at(b, 0), 0, job.dq.chunk_step};
+    const Chunked q = {job.pairs.q.at(b, 0), 0, job.pairs.q.chunk_step};
+    const Chunked dq = {job.pairs.dq.at(b, 0), 0, job.pairs.dq.chunk_step};
     pair_gradient<Metric>(q, job.rows[job.answer + b], job.half, job.positive_c[b], dq,
                           job.d_rows + (job.answer + b) * d);
     float* d_known = job.d_rows + (job.known + b) * d;
@@ -121,28 +103,15 @@ static void positives(const SampledJob& job, int64_t first, int64_t last, float*
   BESSKGE_EACH_COMPARISON(job.comparison, positives_of, job, first, last, row);
 }
 
-// Gradients of shared candidates first to last: the groups' parts, added up in their order.
+// Gradients of shared candidates first to last.
 static void candidates(const SampledJob& job, int64_t first, int64_t last) {
-  const int64_t d = job.moved.d, n_chunk = chunks_of(job.half) * (job.half < d ? 2 : 1);
-  for (int64_t group = 1; group < job.n_group; ++group) {
-    for (int64_t j = 0; j < n_chunk; ++j) {
-      float* to = job.de.at(first, j);
-      const float* from = to + group * job.de_size;
-      for (int64_t i = 0; i < (last - first) * kWidth; i += kWidth) {
-        store(to + i, load(to + i) + load(from + i));
-      }
-    }
-  }
-  for (int64_t i = first; i < last; ++i) {
-    unpack_row(job.de.at(i, 0), job.de.chunk_step, d, job.half,
-               job.d_rows + (job.candidate + i) * d);
-  }
+  const int64_t d = job.moved.d;
+  add_groups(job.pairs, d, first, last, job.d_rows + job.candidate * d);
 }
 
-// Candidates of each triple: gradients of distinct rows first to last, each the sum of its
-// look-ups in their order.
+// Candidates of each triple: gradients of distinct rows first to last.
 static void unique_rows(const SampledJob& job, int64_t first, int64_t last) {
-  BESSKGE_EACH_COMPARISON(job.comparison, unique_rows_of, job, first, last);
+  BESSKGE_EACH_COMPARISON(job.comparison, unique_rows_of, job.lists, first, last);
 }
 
 // Columns first to last of the gradient of the relations (M, D), which starts at 0.

@@ -70,6 +70,9 @@ BESSKGE_INLINE Vec square_root(Vec v) {
 #endif
 }
 
+// The nearest integer of |v| below 2^22, ties to even.
+BESSKGE_INLINE Vec nearest(Vec v) { return (v + 12582912.0f) - 12582912.0f; }
+
 // c with the sign of d, or against it where d is negative; 0 where d is 0.
 BESSKGE_INLINE Vec with_sign_of(Vec c, Vec d) {
 #if BESSKGE_WIDTH == 16
@@ -85,7 +88,7 @@ BESSKGE_INLINE Vec with_sign_of(Vec c, Vec d) {
 BESSKGE_INLINE Vec inverse_root(Vec v) {
   const Vec positive = larger(v, all(1e-30f));
 #if BESSKGE_WIDTH == 16
-  const Vec guess = (Vec)_mm512_rsqrt14_ps((__m512)positive);
+  const Vec guess = (Vec)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)positive);
   return guess * (1.5f - (0.5f * positive) * (guess * guess));
 #else
   return 1.0f / square_root(positive);
@@ -93,16 +96,20 @@ BESSKGE_INLINE Vec inverse_root(Vec v) {
 }
 
 BESSKGE_INLINE float sum(Vec v) {
-#if BESSKGE_WIDTH == 16
-  return _mm512_reduce_add_ps((__m512)v);
-#else
   float total[kWidth];
+#if BESSKGE_WIDTH == 16
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256((__m512)v),
+                                      _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 1));
+  _mm256_storeu_ps(total, halves);
+  constexpr int kLeft = kWidth / 2;
+#else
   store(total, v);
-  for (int half = kWidth / 2; half > 0; half /= 2) {
+  constexpr int kLeft = kWidth;
+#endif
+  for (int half = kLeft / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) total[i] += total[i + half];
   }
   return total[0];
-#endif
 }
 
 BESSKGE_INLINE float highest(Vec v) {
