@@ -14,6 +14,11 @@ TORCH_LIBRARY(besskge, m) {
   m.def(
       "pairwise_backward(Tensor grad, Tensor scores, Tensor q, Tensor e, str comparison,"
       " Tensor? weight) -> (Tensor dq, Tensor de, Tensor dw)");
+  m.def("indexed(Tensor q, Tensor table, Tensor index, str comparison) -> Tensor");
+  m.def(
+      "indexed_backward(Tensor grad, Tensor scores, Tensor q, Tensor table, Tensor index,"
+      " str comparison, Tensor unique_rows, Tensor run_offsets, Tensor order)"
+      " -> (Tensor dq, Tensor d_unique)");
   m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
 }
 

@@ -57,6 +57,12 @@ def sparse_rows(grad: Tensor) -> Tensor:
     return rows
 
 
+def coordinates(row: Tensor, n_row: int) -> Tensor:
+    """int64 (2, K): table and row of rows (K,) of tables laid end to end, each n_row long."""
+    table = torch.div(row, n_row, rounding_mode="floor")
+    return torch.stack([table, row - n_row * table])
+
+
 def sum_rows(values: Tensor, plan: RowPlan) -> Tensor:
     """Sum the values of each distinct row, in the order of the plan.
 

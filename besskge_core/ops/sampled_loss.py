@@ -23,7 +23,7 @@ from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
 from besskge_core.ops.pairwise import compared
-from besskge_core.ops.rows import RowPlan, plan_rows
+from besskge_core.ops.rows import RowPlan, coordinates, plan_rows
 from besskge_core.shapes import match_shapes
 
 #: What a relation r makes of the known entity x: x + r; x r; x r over the complex numbers, real
@@ -176,12 +176,6 @@ class _SampledLoss(torch.autograd.Function):
         places = coordinates(entry, ctx.shape[1])
         of_table = torch.sparse_coo_tensor(places, rows, ctx.shape, check_invariants=False)
         return (of_table._coalesced_(ctx.coalesced), relations, *[None] * 7)
-
-
-def coordinates(row: Tensor, n_row: int) -> Tensor:
-    """int64 (2, K): table and row of rows (K,) of tables laid end to end, each n_row long."""
-    table = torch.div(row, n_row, rounding_mode="floor")
-    return torch.stack([table, row - n_row * table])
 
 
 def reference(
