@@ -8,5 +8,8 @@ from __future__ import annotations
 from besskge_core.ops.count_better import count_better
 from besskge_core.ops.gather import gather
 from besskge_core.ops.rows import RowPlan, plan_rows, sparse_rows, sum_rows
+from besskge_core.ops.sample import take_columns
 
-__all__ = ["RowPlan", "count_better", "gather", "plan_rows", "sparse_rows", "sum_rows"]
+__all__ = [
+    "RowPlan", "count_better", "gather", "plan_rows", "sparse_rows", "sum_rows", "take_columns",
+]  # fmt: skip

@@ -1,0 +1,88 @@
+"""Draw a batch: random integers below bounds, and the triples at given places.
+
+Both run without Python's lock, so that a batch is made beside the step. They read and give what
+the data layer holds, NumPy arrays.
+
+Axes:
+    T: triples of a set
+"""
+
+from __future__ import annotations
+
+from typing import Dict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from besskge_core import philox
+from besskge_core.ops.native import NATIVE, register_fake
+from besskge_core.philox import Position, Purpose
+
+_DTYPES: Dict[type, torch.dtype] = {np.int32: torch.int32, np.int64: torch.int64}
+
+
+def _native_random_below(
+    seed: int,
+    purpose: Purpose,
+    position: Position,
+    bounds: NDArray[np.integer],
+    width: int,
+    dtype: type,
+) -> NDArray[np.integer]:
+    """:func:`besskge_core.philox.random_below`, drawn and reduced in one pass."""
+    signed = int(seed) - (int(seed) >> 63 << 64)  # operations take signed integers
+    place = (int(position.epoch), int(position.step))
+    below = torch.as_tensor(bounds)
+    drawn: NDArray[np.integer] = torch.ops.besskge.random_below(
+        signed, int(purpose), *place, below, width, _DTYPES[dtype]
+    ).numpy()
+    return drawn
+
+
+if NATIVE:
+    philox.native_random_below = _native_random_below
+
+
+def take_columns(triples: NDArray[np.int32], places: NDArray[np.int64]) -> Tensor:
+    """Heads, relations and tails of the triples at some places.
+
+    Args:
+        triples: int32 (T, 3).
+        places: int64 (...), in [0, T).
+
+    Returns:
+        int32 (3, ...), each column contiguous.
+
+    Raises:
+        IndexError: a place out of range.
+    """
+    if NATIVE and triples.flags.writeable and triples.dtype == np.int32:
+        columns: Tensor = torch.ops.besskge.take_columns(
+            torch.from_numpy(triples), torch.from_numpy(places)
+        )
+        return columns
+    return reference(triples, places)
+
+
+def reference(triples: NDArray[np.int32], places: NDArray[np.int64]) -> Tensor:
+    """The meaning of :func:`take_columns`, in NumPy."""
+    outside = (places < 0) | (places >= len(triples))
+    if outside.any():
+        raise IndexError(
+            f"take_columns: place {places[outside][0]} is out of range for {len(triples)} triples"
+        )
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(triples[places], -1, 0)))
+
+
+@register_fake("random_below")
+def _(
+    seed: int, purpose: int, epoch: int, step: int, bounds: Tensor, width: int, dtype: torch.dtype
+) -> Tensor:
+    return bounds.new_empty((bounds.shape[0], width), dtype=dtype)
+
+
+@register_fake("take_columns")
+def _(triples: Tensor, places: Tensor) -> Tensor:
+    return triples.new_empty((3, *places.shape))
