@@ -225,7 +225,7 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
     ) -> Batch:
         sample_idx = self._by_micro_batch(triples)
         found = dict(self.negative_sampler.draw(sample_idx, position))
-        head, relation, tail = take_columns(self.triple_set.triples, sample_idx)
+        head, relation, tail = take_columns(self.triple_set.triples, sample_idx).unbind()
         if self.paired:
             tail = tail.transpose(1, 2).contiguous()
         columns: Dict[str, Any] = {"head": head, "relation": relation, "tail": tail}

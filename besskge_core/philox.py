@@ -9,7 +9,7 @@ counter *is* the address, and a worker may begin in the middle of a row.
 from __future__ import annotations
 
 import enum
-from typing import Callable, NamedTuple, Optional
+from typing import NamedTuple, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,24 @@ class Purpose(enum.IntEnum):
     NEGATIVES = 4
     SIDES = 5
     BUCKETS = 6
+
+
+class Draws(Protocol):
+    """The functions of this module that native code may serve, with their names and arguments."""
+
+    def random_below(
+        self, seed: int, purpose: Purpose, position: Position, bounds: NDArray[np.integer],
+        width: int, dtype: type,
+    ) -> NDArray[np.integer]: ...  # fmt: skip
+
+    def permutation(
+        self, seed: int, purpose: Purpose, position: Position, n: int
+    ) -> NDArray[np.int64]: ...
+
+
+#: Draws the same integers in native code, or None: `besskge_core.ops.sample` puts it here, for this
+#: layer knows no torch.
+native: Optional[Draws] = None
 
 
 def random_bits(
@@ -74,11 +92,6 @@ def below(bits: NDArray[np.uint64], bound: NDArray[np.integer] | int) -> NDArray
     return (bits % divisor).astype(np.int64)
 
 
-#: What draws for :func:`random_below` in native code: `besskge_core.ops.sample` puts it here, since
-#: what is below it knows no torch.
-native_random_below: Optional[Callable[..., NDArray[np.integer]]] = None
-
-
 def random_below(
     seed: int,
     purpose: Purpose,
@@ -105,8 +118,8 @@ def random_below(
         ValueError: a negative or too large seed.
     """
     _check_seed(seed)
-    if native_random_below is not None:
-        return native_random_below(seed, purpose, position, bounds, width, dtype)
+    if native is not None:
+        return native.random_below(seed, purpose, position, bounds, width, dtype)
     padded = -(-width // BLOCK) * BLOCK
     bits = random_bits(seed, purpose, position, len(bounds) * padded)
     parts = bits.reshape(len(bounds), padded)[:, :width]
@@ -120,6 +133,9 @@ def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 def permutation(seed: int, purpose: Purpose, position: Position, n: int) -> NDArray[np.int64]:
     """int64 (n,): a permutation of 0 .. n - 1, by sorting n random numbers."""
+    _check_seed(seed)
+    if native is not None:
+        return native.permutation(seed, purpose, position, n)
     return random_bits(seed, purpose, position, n).argsort(kind="stable")
 
 

@@ -7,6 +7,7 @@ TORCH_LIBRARY(besskge, m) {
   m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
   m.def("gather(Tensor table, Tensor index) -> Tensor");
   m.def("lookup_entries(Tensor index) -> Tensor");
+  m.def("permutation(int seed, int purpose, int epoch, int step, int n) -> Tensor");
   m.def("plan_rows(Tensor rows, int n_row) -> (Tensor, Tensor, Tensor)");
   m.def(
       "random_below(int seed, int purpose, int epoch, int step, Tensor bounds, int width,"

@@ -1,6 +1,6 @@
-"""Draw a batch: random integers below bounds, and the triples at given places.
+"""Draw a batch: random integers below bounds, shuffles, and the triples at given places.
 
-Both run without Python's lock, so that a batch is made beside the step. They read and give what
+All run without Python's lock, so that a batch is made beside the step. They read and give what
 the data layer holds, NumPy arrays.
 
 Axes:
@@ -9,7 +9,7 @@ Axes:
 
 from __future__ import annotations
 
-from typing import Dict
+from typing import Dict, Tuple
 
 import numpy as np
 import torch
@@ -23,26 +23,36 @@ from besskge_core.philox import Position, Purpose
 _DTYPES: Dict[type, torch.dtype] = {np.int32: torch.int32, np.int64: torch.int64}
 
 
-def _native_random_below(
-    seed: int,
-    purpose: Purpose,
-    position: Position,
-    bounds: NDArray[np.integer],
-    width: int,
-    dtype: type,
-) -> NDArray[np.integer]:
-    """:func:`besskge_core.philox.random_below`, drawn and reduced in one pass."""
-    signed = int(seed) - (int(seed) >> 63 << 64)  # operations take signed integers
-    place = (int(position.epoch), int(position.step))
-    below = torch.as_tensor(bounds)
-    drawn: NDArray[np.integer] = torch.ops.besskge.random_below(
-        signed, int(purpose), *place, below, width, _DTYPES[dtype]
-    ).numpy()
-    return drawn
+class _NativeDraws:
+    """Functions of :mod:`besskge_core.philox`, each in one pass."""
+
+    def random_below(
+        self, seed: int, purpose: Purpose, position: Position, bounds: NDArray[np.integer],
+        width: int, dtype: type,
+    ) -> NDArray[np.integer]:  # fmt: skip
+        address, below = _address(seed, purpose, position), torch.as_tensor(bounds)
+        drawn: NDArray[np.integer] = torch.ops.besskge.random_below(
+            *address, below, width, _DTYPES[dtype]
+        ).numpy()
+        return drawn
+
+    def permutation(
+        self, seed: int, purpose: Purpose, position: Position, n: int
+    ) -> NDArray[np.int64]:
+        order: NDArray[np.int64] = torch.ops.besskge.permutation(
+            *_address(seed, purpose, position), n
+        ).numpy()
+        return order
+
+
+def _address(seed: int, purpose: Purpose, position: Position) -> Tuple[int, int, int, int]:
+    """seed, purpose, epoch, step; the seed as the signed integer of the same bits."""
+    signed = int(seed) - (int(seed) >> 63 << 64)
+    return signed, int(purpose), int(position.epoch), int(position.step)
 
 
 if NATIVE:
-    philox.native_random_below = _native_random_below
+    philox.native = _NativeDraws()
 
 
 def take_columns(triples: NDArray[np.int32], places: NDArray[np.int64]) -> Tensor:
@@ -81,6 +91,11 @@ def _(
     seed: int, purpose: int, epoch: int, step: int, bounds: Tensor, width: int, dtype: torch.dtype
 ) -> Tensor:
     return bounds.new_empty((bounds.shape[0], width), dtype=dtype)
+
+
+@register_fake("permutation")
+def _(seed: int, purpose: int, epoch: int, step: int, n: int) -> Tensor:
+    return torch.empty((n,), dtype=torch.int64)
 
 
 @register_fake("take_columns")

@@ -7,15 +7,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <tuple>
-#include <utility>
-#include <vector>
 
 #include "buffers.h"
+#include "radix.h"
 
 namespace {
-
-// Counters of a digit of 11 bits stay in the first-level cache, with the ends of their runs.
-constexpr int kMostDigitBits = 11;
 
 int bits_of(uint64_t highest) {
   int bits = 1;
@@ -23,11 +19,7 @@ int bits_of(uint64_t highest) {
   return bits;
 }
 
-// A row and which look-up asks for it.
-template <typename Key>
-struct Entry {
-  Key row, place;
-};
+using besskge::Entry;
 
 template <typename Key, typename Index>
 void read_entries(const Index* rows, int64_t n_host, int64_t n_lookup, int64_t n_row,
@@ -47,38 +39,12 @@ void read_entries(const Index* rows, int64_t n_host, int64_t n_lookup, int64_t n
   }
 }
 
-// Sorts by row, digit after digit from the lowest, and says in which of the buffers the result is.
-template <typename Key>
-Entry<Key>* radix_sort(Entry<Key>* from, Entry<Key>* to, int64_t n, int n_bit) {
-  const int n_pass = (n_bit + kMostDigitBits - 1) / kMostDigitBits;
-  const int digit_bits = (n_bit + n_pass - 1) / n_pass;
-  const size_t n_digit = size_t{1} << digit_bits;
-  const Key mask = static_cast<Key>(n_digit - 1);
-  std::vector<int64_t> counts(n_digit * static_cast<size_t>(n_pass));
-  for (int64_t i = 0; i < n; ++i) {
-    Key row = from[i].row;
-    for (int64_t* count = counts.data(); count != counts.data() + counts.size(); count += n_digit) {
-      ++count[row & mask];
-      row = static_cast<Key>(row >> digit_bits);
-    }
-  }
-  for (int pass = 0; pass < n_pass; ++pass) {
-    int64_t* next = counts.data() + n_digit * static_cast<size_t>(pass);
-    int64_t first = 0;
-    for (size_t digit = 0; digit < n_digit; ++digit) first += std::exchange(next[digit], first);
-    const int shift = pass * digit_bits;
-    for (int64_t i = 0; i < n; ++i) to[next[(from[i].row >> shift) & mask]++] = from[i];
-    std::swap(from, to);
-  }
-  return from;
-}
-
 using Plan = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 template <typename Key>
 Plan plan_of(const Entry<Key>* sorted, int64_t n) {
   int64_t n_unique = n > 0;
-  for (int64_t i = 1; i < n; ++i) n_unique += sorted[i].row != sorted[i - 1].row;
+  for (int64_t i = 1; i < n; ++i) n_unique += sorted[i].key != sorted[i - 1].key;
   const at::Tensor unique = besskge::pooled({n_unique}, at::kLong);
   const at::Tensor starts = besskge::pooled({n_unique}, at::kLong);
   const at::Tensor order = besskge::pooled({n}, at::kLong);
@@ -87,8 +53,8 @@ Plan plan_of(const Entry<Key>* sorted, int64_t n) {
   int64_t* place_out = order.data_ptr<int64_t>();
   for (int64_t i = 0; i < n; ++i) {
     place_out[i] = static_cast<int64_t>(sorted[i].place);
-    if (i == 0 || sorted[i].row != sorted[i - 1].row) {
-      *row_out++ = static_cast<int64_t>(sorted[i].row);
+    if (i == 0 || sorted[i].key != sorted[i - 1].key) {
+      *row_out++ = static_cast<int64_t>(sorted[i].key);
       *start_out++ = i;
     }
   }
@@ -108,7 +74,7 @@ Plan plan_with(const at::Tensor& rows, int64_t n_row) {
                  entries);
   });
   const uint64_t highest = static_cast<uint64_t>(std::max<int64_t>(n_host * n_row, 1) - 1);
-  return plan_of(radix_sort(entries, spare, n, bits_of(highest)), n);
+  return plan_of(besskge::radix_sort(entries, spare, n, 0, bits_of(highest)), n);
 }
 
 Plan plan_rows(const at::Tensor& rows, int64_t n_row) {

@@ -49,6 +49,9 @@ at::Tensor random_below(int64_t seed, int64_t purpose, int64_t epoch, int64_t st
   TORCH_CHECK_VALUE(bounds.dim() == 1 && width >= 0,
                     "random_below expects bounds (G) and a width of at least 0, got ",
                     bounds.sizes(), " and ", width);
+  TORCH_CHECK_VALUE(epoch >= 0 && step >= 0,
+                    "random_below expects an epoch and a step of at least 0, got ", epoch, " and ",
+                    step);
   TORCH_CHECK_TYPE(dtype == at::kInt || dtype == at::kLong,
                    "random_below draws int32 or int64, got ", dtype);
   const besskge::PhiloxRow row{static_cast<uint64_t>(seed), static_cast<uint64_t>(purpose),
