@@ -243,7 +243,10 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
             columns["triple_weight"] = weights
         if self.return_triple_idx:
             columns["triple_idx"] = sample_idx
-        return {name: _as_tensor(x) for name, x in columns.items()}
+        return {
+            name: x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+            for name, x in columns.items()
+        }
 
     def _by_micro_batch(self, per_bucket: NDArray[Scalar]) -> NDArray[Scalar]:
         """(n_bucket, M * drawn) -> (M, S, [S,] P)."""
@@ -265,24 +268,15 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         """
         if not self.paired:
             kept = None
-        if weight is None and self._frequency_weight is None and kept is None:
-            return None
-        factors: List[NDArray[Any]] = []
-        if kept is not None:
-            factors.append(self._by_micro_batch(kept))
-        if weight is not None:
-            factors.append(self._by_micro_batch(weight))
+        per_bucket: List[Optional[NDArray[Any]]] = [kept, weight]
+        factors = [self._by_micro_batch(x) for x in per_bucket if x is not None]
         if self._frequency_weight is not None:
             factors.append(self._frequency_weight[sample_idx])
+        if not factors:
+            return None
         shape = (self.batches_per_step, self.n_shard, self.shard_bs)
         product: NDArray[Any] = reduce(np.multiply, factors)
         return product.reshape(shape).astype(np.float32)
-
-
-def _as_tensor(column: Union[Tensor, NDArray[Any]]) -> Tensor:
-    if isinstance(column, Tensor):
-        return column
-    return torch.from_numpy(np.ascontiguousarray(column))
 
 
 class _Steps(Sampler[Draw]):
@@ -378,11 +372,8 @@ class RandomShardedBatchSampler(ShardedBatchSampler):
     ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]], Optional[NDArray[np.float64]]]:
         width, counts = self.partition_sample_size, self.triple_set.triple_counts.ravel()
         places = random_below(self.seed, Purpose.TRIPLES, position, counts, width)
-        mask: Optional[NDArray[np.bool_]] = None
-        if self._has_empty_bucket:
-            triples, mask = self._at(places)
-        else:
-            triples = places + self.triple_set.triple_offsets.reshape(-1, 1)
+        first = self.triple_set.triple_offsets.reshape(-1, 1)
+        triples, mask = self._at(places) if self._has_empty_bucket else (first + places, None)
         if not self.bucket_weighting:
             return triples, mask, None
         return triples, mask, self._bucket_weight.repeat(width).reshape(triples.shape)

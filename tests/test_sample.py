@@ -131,8 +131,10 @@ def test_triples_may_be_read_only_or_lie_apart(rng):
     expected = sample.reference(triples, places.copy())
     frozen = triples.copy()
     frozen.flags.writeable = False
-    for same in (frozen, np.asfortranarray(triples)):
+    for same in (frozen, np.asfortranarray(triples), triples.astype(np.int64)):
         assert torch.equal(take_columns(same, places), expected)
+    for same in (np.broadcast_to(places, (1, 25))[0], places.astype(np.int32)):
+        assert torch.equal(take_columns(triples, same), expected)
 
 
 @pytest.mark.parametrize("wrong", [-1, 50])

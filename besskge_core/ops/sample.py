@@ -30,7 +30,8 @@ class _NativeDraws:
         self, seed: int, purpose: Purpose, position: Position, bounds: NDArray[np.integer],
         width: int, dtype: type,
     ) -> NDArray[np.integer]:  # fmt: skip
-        address, below = _address(seed, purpose, position), torch.as_tensor(bounds)
+        address = _address(seed, purpose, position)
+        below = torch.from_numpy(np.array(bounds, dtype=np.int64))
         drawn: NDArray[np.integer] = torch.ops.besskge.random_below(
             *address, below, width, _DTYPES[dtype]
         ).numpy()
@@ -68,7 +69,9 @@ def take_columns(triples: NDArray[np.int32], places: NDArray[np.int64]) -> Tenso
     Raises:
         IndexError: a place out of range.
     """
-    if NATIVE and triples.flags.writeable and triples.dtype == np.int32:
+    # Torch warns of arrays that are read-only.
+    writeable = triples.flags.writeable and places.flags.writeable
+    if NATIVE and writeable and triples.dtype == np.int32 and places.dtype == np.int64:
         columns: Tensor = torch.ops.besskge.take_columns(
             torch.from_numpy(triples), torch.from_numpy(places)
         )
@@ -83,7 +86,8 @@ def reference(triples: NDArray[np.int32], places: NDArray[np.int64]) -> Tensor:
         raise IndexError(
             f"take_columns: place {places[outside][0]} is out of range for {len(triples)} triples"
         )
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(triples[places], -1, 0)))
+    columns = np.moveaxis(triples[places], -1, 0)
+    return torch.from_numpy(np.ascontiguousarray(columns, dtype=np.int32))
 
 
 @register_fake("random_below")
