@@ -20,6 +20,14 @@ TORCH_LIBRARY(besskge, m) {
       " str comparison, Tensor unique_rows, Tensor run_offsets, Tensor order)"
       " -> (Tensor dq, Tensor d_unique)");
   m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
+  m.def("gather(Tensor table, Tensor index) -> Tensor");
+  m.def("lookup_entries(Tensor index) -> Tensor");
+  m.def("permutation(int seed, int purpose, int epoch, int step, int n) -> Tensor");
+  m.def("plan_rows(Tensor rows, int n_row) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "random_below(int seed, int purpose, int epoch, int step, Tensor bounds, int width,"
+      " ScalarType dtype) -> Tensor");
+  m.def("take_columns(Tensor triples, Tensor places) -> Tensor");
 }
 
 // Importing besskge_core._native loads this library, which is all there is to import.

@@ -10,9 +10,10 @@ from besskge_core.ops.gather import gather
 from besskge_core.ops.indexed import indexed
 from besskge_core.ops.pairwise import pairwise
 from besskge_core.ops.rows import RowPlan, plan_rows, sparse_rows, sum_rows
+from besskge_core.ops.sample import take_columns
 from besskge_core.ops.sampled_loss import LossRule, Pairing, sampled_loss
 
 __all__ = [
     "LossRule", "Pairing", "RowPlan", "count_better", "gather", "indexed", "pairwise",
-    "plan_rows", "sampled_loss", "sparse_rows", "sum_rows",
+    "plan_rows", "sampled_loss", "sparse_rows", "sum_rows", "take_columns",
 ]  # fmt: skip

@@ -120,7 +120,7 @@ class LocalRuntime:
 
     def _split(self, batch: Mapping[str, Tensor]) -> List[Dict[str, Tensor]]:
         """Columns (M, S, ...) or (M * S, ...) -> M times columns (L, ...)."""
-        columns = {name: batch[name] for name in self.model.inputs if name in batch}
+        columns = {x: batch[x].to(self.device) for x in self.model.inputs if x in batch}
         n_axis = 4 if self.model.paired else 3  # of (M, S, [S,] P)
         if batch["relation"].dim() == n_axis - 1:
             if batch["relation"].shape[0] % self.n_shard:
@@ -129,8 +129,7 @@ class LocalRuntime:
                     f" with S={self.n_shard}"
                 )
             columns = {k: x.unflatten(0, (-1, self.n_shard)) for k, x in columns.items()}
-        n_micro = columns["relation"].shape[0]
-        return [{k: x[i].to(self.device) for k, x in columns.items()} for i in range(n_micro)]
+        return [dict(zip(columns, micro)) for micro in zip(*(x.unbind() for x in columns.values()))]
 
     def _plan(self, columns: Dict[str, Tensor]) -> Planned:
         if isinstance(self.model, QueryBESS):
