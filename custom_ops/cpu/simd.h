@@ -18,7 +18,7 @@ BESSKGE_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
 // The first n of a vector, n < kWidth; the rest is 0, and not written.
 BESSKGE_INLINE Vec load_first(const float* from, int64_t n) {
-#if defined(__AVX512F__)
+#if BESSKGE_WIDTH == 16
   return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), from);
 #else
   Vec v = {};
@@ -28,7 +28,7 @@ BESSKGE_INLINE Vec load_first(const float* from, int64_t n) {
 }
 
 BESSKGE_INLINE void store_first(float* to, Vec v, int64_t n) {
-#if defined(__AVX512F__)
+#if BESSKGE_WIDTH == 16
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
 #else
   std::memcpy(to, &v, 4 * static_cast<size_t>(n));
@@ -47,9 +47,9 @@ BESSKGE_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }   // b if one 
 BESSKGE_INLINE Vec smaller(Vec a, Vec b) { return a < b ? a : b; }  // b if one is not a number
 
 BESSKGE_INLINE Vec square_root(Vec v) {
-#if defined(__AVX512F__)
-  return (Vec)_mm512_sqrt_ps((__m512)v);
-#elif defined(__AVX2__)
+#if BESSKGE_WIDTH == 16
+  return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
+#elif BESSKGE_WIDTH == 8
   return (Vec)_mm256_sqrt_ps((__m256)v);
 #else
   for (int i = 0; i < kWidth; ++i) v[i] = std::sqrt(v[i]);
