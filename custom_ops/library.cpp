@@ -5,6 +5,10 @@
 TORCH_LIBRARY(besskge, m) {
   m.def("instruction_set(str wanted=\"\") -> str");
   m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
+  m.def(
+      "scatter_update(Tensor(a!) table, Tensor(b!)[] state, Tensor values, Tensor? unique_rows, "
+      "Tensor? run_offsets, Tensor? order, str rule, float lr, float weight_decay, float beta1, "
+      "float beta2, float eps, int step, int? seed, int stream) -> ()");
 }
 
 // Importing besskge_core._native loads this library, which is all there is to import.

@@ -7,6 +7,19 @@ from __future__ import annotations
 
 from besskge_core.ops.count_better import count_better
 from besskge_core.ops.gather import gather
+from besskge_core.ops.rounding import Rounding
 from besskge_core.ops.rows import RowPlan, plan_rows, sparse_rows, sum_rows
+from besskge_core.ops.rules import Rule
+from besskge_core.ops.scatter_update import scatter_update
 
-__all__ = ["RowPlan", "count_better", "gather", "plan_rows", "sparse_rows", "sum_rows"]
+__all__ = [
+    "Rounding",
+    "RowPlan",
+    "Rule",
+    "count_better",
+    "gather",
+    "plan_rows",
+    "scatter_update",
+    "sparse_rows",
+    "sum_rows",
+]
