@@ -25,7 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from besskge_core.errors import ConfigError
-from besskge_core.ops import Rounding, RowPlan, Rule, plan_rows, scatter_update, sparse_rows
+from besskge_core.ops import (
+    Rounding,
+    RowPlan,
+    Rule,
+    plan_rows,
+    prefer_huge_pages,
+    scatter_update,
+    sparse_rows,
+)
 from besskge_core.ops.rules import PER_ROW, STATES, apply_rule
 from besskge_core.ops.scatter_update import change_rows
 from besskge_core.registry import Registry
@@ -33,6 +41,9 @@ from besskge_core.registry import Registry
 OPTIMIZERS: Registry[type] = Registry("optimizer")
 
 Plans = Mapping[nn.Parameter, RowPlan]
+
+#: Arguments unique_rows, run_offsets and order of :func:`scatter_update`.
+Rows = Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]
 
 
 class RowOptimizer(torch.optim.Optimizer, abc.ABC):
@@ -134,7 +145,7 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         if not kept:
             kept.update(self.init_state(parameter, group), step=0)
         kept["step"] = step = kept["step"] + 1
-        rows: Tuple[Optional[Tensor], ...] = (None, None, None)
+        rows: Rows = (None, None, None)
         values = grad
         if grad.is_sparse:
             values = grad._values()
@@ -153,7 +164,7 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         kept: Dict[str, Any],
         values: Tensor,
         step: int,
-        rows: Tuple[Optional[Tensor], ...],
+        rows: Rows,
         rounding: Optional[Rounding],
         group: Dict[str, Any],
     ) -> None:
@@ -184,7 +195,9 @@ class RuleOptimizer(RowOptimizer):
             shape = (*parameter.shape[:-1], 1) if per_row else tuple(parameter.shape)
             dtype = torch.promote_types(parameter.dtype, torch.float32)
             start = group.get("initial_accumulator_value", 0.0)
-            kept[part] = torch.full(shape, start, dtype=dtype, device=parameter.device)
+            kept[part] = torch.empty(shape, dtype=dtype, device=parameter.device)
+            prefer_huge_pages(kept[part])
+            kept[part].fill_(start)
         return kept
 
     def update(
@@ -204,7 +217,7 @@ class RuleOptimizer(RowOptimizer):
         kept: Dict[str, Any],
         values: Tensor,
         step: int,
-        rows: Tuple[Optional[Tensor], ...],
+        rows: Rows,
         rounding: Optional[Rounding],
         group: Dict[str, Any],
     ) -> None:

@@ -5,6 +5,7 @@
 TORCH_LIBRARY(besskge, m) {
   m.def("instruction_set(str wanted=\"\") -> str");
   m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
+  m.def("prefer_huge_pages(Tensor x) -> ()");
   m.def(
       "scatter_update(Tensor(a!) table, Tensor(b!)[] state, Tensor values, Tensor? unique_rows, "
       "Tensor? run_offsets, Tensor? order, str rule, float lr, float weight_decay, float beta1, "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from besskge_core.ops.count_better import count_better
 from besskge_core.ops.gather import gather
+from besskge_core.ops.huge_pages import prefer_huge_pages
 from besskge_core.ops.rounding import Rounding
 from besskge_core.ops.rows import RowPlan, plan_rows, sparse_rows, sum_rows
 from besskge_core.ops.rules import Rule
@@ -19,6 +20,7 @@ __all__ = [
     "count_better",
     "gather",
     "plan_rows",
+    "prefer_huge_pages",
     "scatter_update",
     "sparse_rows",
     "sum_rows",

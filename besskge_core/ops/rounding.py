@@ -53,7 +53,7 @@ def narrow(
     """
     if dtype != torch.bfloat16 or rounding is None:
         return weight.to(dtype)
-    flat = weight.reshape(len(rows), -1).float()
+    flat = weight.reshape(len(rows), weight.shape[-1] if weight.dim() else 1).float()
     bits = flat.view(torch.int32).long() & _WORD
     rounded = (bits + random_halves(rows, flat.shape[-1], step, rounding)) >> 16
     # The sign goes around as int16 has it.

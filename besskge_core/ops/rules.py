@@ -1,7 +1,7 @@
 """The rules by which rows change: SGD, Adagrad and Adam, in plain torch.
 
 This is what the native operation computes, bit for bit in float32: products and sums are rounded
-apart, and the sum of squares of a row goes by halves, so that any width of vectors gives the same.
+apart, and the sum of squares of a row has one order, so that any width of vectors gives the same.
 
 Axes:
     U: rows that change      D: width of a row
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Dict, NamedTuple, Sequence, Tuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -79,14 +80,17 @@ def apply_rule(
 def mean_square(x: Tensor) -> Tensor:
     """Mean of the squares of each row: (..., D) -> (..., 1), () -> ().
 
-    Rows are padded with zeros to a power of two, 16 at least, and their halves are added entry by
-    entry until one is left.
+    Squares 64 columns apart are added one after the other, and then the halves of the 64 sums entry
+    by entry until one is left; narrow rows have fewer, a power of two.
     """
     if not x.dim():
         return x * x
     width = x.shape[-1]
-    n = max(16, 1 << max(width - 1, 0).bit_length())
-    total = F.pad(x * x, (0, n - width))
+    n = min(64, 1 << max(width - 1, 0).bit_length())
+    squares = F.pad(x * x, (0, max(-width % n, n - width)))
+    total = torch.zeros_like(squares[..., :n])
+    for part in squares.split(n, dim=-1):
+        total = total + part
     while n > 1:
         n //= 2
         total = total[..., :n] + total[..., n:]

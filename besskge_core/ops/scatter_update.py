@@ -67,9 +67,7 @@ def scatter_update(
             *((None, 0) if rounding is None else rounding),
         )  # fmt: skip
     else:
-        reference(
-            table, state, values, rule, step, unique_rows, run_offsets, order, rounding
-        )
+        reference(table, state, values, rule, step, unique_rows, run_offsets, order, rounding)
 
 
 def _is_native(table: Tensor, state: Sequence[Tensor], values: Tensor) -> bool:
@@ -103,9 +101,7 @@ def reference(
             weight.mul_(1.0 - rule.lr * rule.weight_decay)
         apply_rule(rule, weight, grad, rows_of_state, step)
 
-    change_rows(
-        table, state, values, change, step, unique_rows, run_offsets, order, rounding
-    )
+    change_rows(table, state, values, change, step, unique_rows, run_offsets, order, rounding)
 
 
 def _check(table: Tensor, state: Sequence[Tensor], rule: Rule) -> None:

@@ -43,11 +43,7 @@ struct Update {
   uint32_t step, stream;
 };
 
-// Numbers of a scratch row: enough for whole vectors, and for sums by halves.
-inline int64_t scratch_row(int64_t width) {
-  int64_t n = 16;
-  while (n < width) n *= 2;
-  return n;
-}
+// Numbers of a scratch row: whole vectors of any instruction set.
+inline int64_t scratch_row(int64_t width) { return (width + 15) / 16 * 16; }
 
 }  // namespace besskge

@@ -1,5 +1,5 @@
 // Updates of rows, for one instruction set. Products and sums are rounded apart, never fused, and
-// sums over a row go by halves, so that every instruction set gives the bits of the reference.
+// sums over a row have one order, so that every instruction set gives the bits of the reference.
 #include "philox.h"
 
 #pragma GCC push_options
@@ -9,6 +9,7 @@ typedef uint16_t HalfVec __attribute__((vector_size(2 * BESSKGE_WIDTH)));
 
 constexpr int64_t kLanes = 16;          // of the widest vector; what is random is in terms of it
 constexpr int64_t kGroup = 8 * kLanes;  // columns that share the words of 16 counters
+constexpr int kSums = 64;               // of the squares of a row, that go side by side
 constexpr int64_t kLine = 64 / sizeof(float);
 constexpr int64_t kAhead = 2;  // rows whose memory is called for before it is needed
 
@@ -67,26 +68,25 @@ static void narrow_row(const Update& u, int64_t row, const float* from, uint16_t
   }
 }
 
-// The sum of squares of a row: of its first and second half, each padded to a power of two, entry
-// by entry, and so on with the sums.
-static float sum_of_squares(const float* x, int64_t width, float* scratch) {
-  int64_t n = kLanes;
-  while (n < width) n *= 2;
+// The sum of squares of a row: those kSums columns apart one after the other, then these sums by
+// halves.
+static float sum_of_squares(const float* x, int64_t width) {
+  Vec sums[kSums / kWidth] = {};
   int64_t c = 0;
-  for (; c + kWidth <= width; c += kWidth) {
-    const Vec v = load(x + c);
-    store(scratch + c, v * v);
+  for (; c + kSums <= width; c += kSums) {
+    for (int i = 0; i < kSums / kWidth; ++i) {
+      const Vec v = load(x + c + i * kWidth);
+      sums[i] += v * v;
+    }
   }
-  if (c < width) {
-    const Vec v = load_first(x + c, width - c);
-    store(scratch + c, v * v);
-    c += kWidth;
+  for (int i = 0; c < width; ++i, c += kWidth) {
+    const Vec v = c + kWidth <= width ? load(x + c) : load_first(x + c, width - c);
+    sums[i] += v * v;
   }
-  for (; c < n; c += kWidth) store(scratch + c, Vec{});
-  for (n /= 2; n >= kWidth; n /= 2) {
-    for (c = 0; c < n; c += kWidth) store(scratch + c, load(scratch + c) + load(scratch + n + c));
+  for (int n = kSums / kWidth / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) sums[i] += sums[i + n];
   }
-  return sum(load(scratch));
+  return sum(sums[0]);
 }
 
 template <int kWrite>
@@ -120,13 +120,13 @@ BESSKGE_INLINE void change(const Factors& f, Vec& w, Vec& first, Vec& second, Ve
 
 template <Rule kRule>
 static void change_row(const Factors& f, float* w, float* first, float* second, const float* g,
-                       int64_t width, float* scratch) {
+                       int64_t width) {
   constexpr bool kFirst =
       kRule == Rule::momentum || kRule == Rule::adam || kRule == Rule::rowwise_adam;
   constexpr bool kSecond = kRule == Rule::adagrad || kRule == Rule::adam;
   Vec root = {};
   if (kRule == Rule::rowwise_adagrad || kRule == Rule::rowwise_adam) {
-    const float mean = sum_of_squares(g, width, scratch) / static_cast<float>(width);
+    const float mean = sum_of_squares(g, width) / static_cast<float>(width);
     if (kRule == Rule::rowwise_adagrad) {
       *second = *second + mean;
       root = all(std::sqrt(*second) + f.eps);
@@ -211,20 +211,20 @@ BESSKGE_INLINE void prefetch(const Update& u, int64_t i) {
 template <Rule kRule>
 static void update_rows_by(const Update& u, int64_t begin, int64_t end, float* scratch) {
   const int64_t padded = scratch_row(u.width);
-  float *sums = scratch, *weights = scratch + padded, *other = scratch + 2 * padded;
+  float *total = scratch, *weights = scratch + padded, *other = scratch + 2 * padded;
   for (int64_t i = begin; i < end; ++i) {
     if (i + kAhead < end) prefetch(u, i + kAhead);
     const int64_t row = u.rows == nullptr ? i : u.rows[i];
-    const float* g = gradient(u, i, sums, other);
+    const float* g = gradient(u, i, total, other);
     float* first = u.first + (u.first == nullptr ? 0 : row * u.width);
     float* second = u.second + (u.second == nullptr ? 0 : row * u.second_width);
     if (u.table != nullptr) {
-      change_row<kRule>(u.factors, u.table + row * u.width, first, second, g, u.width, other);
+      change_row<kRule>(u.factors, u.table + row * u.width, first, second, g, u.width);
       continue;
     }
     uint16_t* narrow = u.half_table + row * u.width;
     widen_row(narrow, weights, u.width);
-    change_row<kRule>(u.factors, weights, first, second, g, u.width, other);
+    change_row<kRule>(u.factors, weights, first, second, g, u.width);
     if (u.stochastic) {
       narrow_row<true>(u, row, weights, narrow);
     } else {
