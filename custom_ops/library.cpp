@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(besskge, m) {
+  m.def("built_from() -> str");
   m.def("instruction_set(str wanted=\"\") -> str");
   m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
   m.def("prefer_huge_pages(Tensor x) -> ()");
