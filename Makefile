@@ -1,4 +1,4 @@
-# make train | test | ci | bench, from an empty checkout: needs Python 3.8 or newer with pip, and a
+# make train | test | ci | bench | asan, from an empty checkout: needs Python 3.8 or newer with pip, and a
 # C++ compiler for the native operations.
 #
 #   PYTHON   the interpreter to start from; a torch that it has is used
@@ -20,7 +20,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.besskge_core
 BUILT_FROM := setup.cfg setup.py pyproject.toml $(shell find custom_ops -name '*.cpp' -o -name '*.h')
 
-.PHONY: install train test ci format format-check lint types bench clean
+.PHONY: install train test asan ci format format-check lint types bench clean
 
 install: $(READY)
 
@@ -30,6 +30,17 @@ train: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+# The tests of the native operations, on a build of its own that stops at memory errors. Python is
+# not built so, hence the preloaded runtime, and what Python keeps at its end is no leak of ours.
+ASAN := build/asan
+ASAN_TESTS := $(addprefix $(CURDIR)/tests/,test_ops.py test_native.py test_optim.py test_scatter_update.py)
+asan: $(READY)
+	CFLAGS="-fsanitize=address -fno-omit-frame-pointer" LDFLAGS="-fsanitize=address" \
+	  $(BIN)/python setup.py -q build --build-base $(ASAN)-objects --build-lib $(ASAN)
+	cd $(ASAN) && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" \
+	  $(abspath $(BIN))/python -m pytest -q -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) \
+	  -p no:cacheprovider $(ASAN_TESTS) $(ARGS)
 
 ci: format-check lint types test
 

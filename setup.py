@@ -6,6 +6,7 @@ build looks for an installed torch and never fetches one, so install without bui
 """
 
 import os
+import runpy
 import shlex
 import shutil
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from setuptools import setup
 
 SOURCES = sorted(str(path) for path in Path("custom_ops").glob("*.cpp")) + sorted(
-    str(path) for path in Path("custom_ops", "cpu").glob("**/*.cpp")
+    str(path) for path in Path("custom_ops", "cpu").glob("*.cpp")
 )
 HEADERS = sorted(str(path) for path in Path("custom_ops", "cpu").glob("*.h"))
 
@@ -49,6 +50,9 @@ def native():
     # No errno of a square root, so that it is an instruction; and no word on how vectors are passed
     # to functions, for all that take them are inlined.
     flags = ["-O3", "-g0", "-fno-math-errno", "-Wno-psabi", *openmp]
+    # By which a build of other sources is known when it is loaded.
+    digest = runpy.run_path("besskge_core/ops/sources.py")["sources_digest"](Path("custom_ops"))
+    flags.append(f'-DBESSKGE_SOURCES="{digest}"')
     extension = CppExtension(
         "besskge_core._native", SOURCES, depends=HEADERS, extra_compile_args=flags
     )

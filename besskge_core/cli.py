@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple, TypeVar
 
 import click
+import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -29,7 +30,7 @@ from besskge_core.catalogue import benchmarks
 from besskge_core.environment import describe, version_of
 from besskge_core.errors import BessError, CheckpointError, ConfigError, DataError, DataWarning
 from besskge_core.evaluation import METRICS, Ranking, rank_candidates, rank_triples
-from besskge_core.ops.native import MISSING
+from besskge_core.ops.native import MISSING, NATIVE, operations
 from besskge_core.predict import Predictor
 from besskge_core.report import (
     Query,
@@ -380,8 +381,10 @@ def info(run: Optional[Path]) -> None:
 
 
 def _abilities() -> Row:
+    missing = f"reference (plain torch): {MISSING}"
     return {
-        "native operations": f"reference (plain torch): {MISSING}" if MISSING else "built",
+        "native operations": ", ".join(operations()) or missing,
+        "instruction set": torch.ops.besskge.instruction_set() if NATIVE else "-",
         "poptorch": "importable" if importlib.util.find_spec("poptorch") else "not installed",
         "tensorboard": version_of("tensorboard") or "not installed",
     }

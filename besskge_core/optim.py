@@ -9,6 +9,8 @@ Each optimiser is one function of blocks of rows:
 
     update(weight (U, ...), grad (U, ...), state {name: (U, ...)}, step, group)   in place
 
+Those of this module apply a rule of :mod:`besskge_core.ops.rules`, natively where they can.
+
 Axes:
     U: distinct rows of a step
 """
@@ -17,22 +19,31 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any, Callable, Dict, Iterable, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from besskge_core.errors import ConfigError
-from besskge_core.ops import RowPlan, plan_rows, sparse_rows, sum_rows
+from besskge_core.ops import (
+    Rounding,
+    RowPlan,
+    Rule,
+    plan_rows,
+    prefer_huge_pages,
+    scatter_update,
+    sparse_rows,
+)
+from besskge_core.ops.rules import PER_ROW, STATES, apply_rule
+from besskge_core.ops.scatter_update import change_rows
 from besskge_core.registry import Registry
 
 OPTIMIZERS: Registry[type] = Registry("optimizer")
 
 Plans = Mapping[nn.Parameter, RowPlan]
 
-#: Numbers of a parameter that are updated at once where all of it is: a block, its gradient and
-#: its state fit in a core's cache.
-BLOCK = 2**16
+#: Arguments unique_rows, run_offsets and order of :func:`scatter_update`.
+Rows = Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]
 
 
 class RowOptimizer(torch.optim.Optimizer, abc.ABC):
@@ -44,16 +55,30 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         params: parameters or groups of them, as in torch.
         lr: learning rate.
         weight_decay: share of the weight, times lr, taken off a row when it is touched.
+        stochastic_rounding: round weights of bfloat16 up or down at random, so that updates below
+            their precision count on average (see :mod:`besskge_core.ops.rounding`). Off, they are
+            rounded to the nearest, and updates below it are lost.
+        seed: of that rounding, in [0, 2**63).
         defaults: further hyper-parameters of the subclass.
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float, weight_decay: float = 0.0, **defaults: float
+        self,
+        params: Iterable[Any],
+        lr: float,
+        weight_decay: float = 0.0,
+        *,
+        stochastic_rounding: bool = True,
+        seed: int = 0,
+        **defaults: float,
     ) -> None:
         if not (lr >= 0.0 and math.isfinite(lr)):
             raise ConfigError(f"lr must be finite and not negative, got {lr}")
         if weight_decay < 0.0:
             raise ConfigError(f"weight_decay must not be negative, got {weight_decay}")
+        if not 0 <= seed < 2**63:
+            raise ConfigError(f"seed must be in [0, 2**63), got {seed}")
+        self.stochastic_rounding, self.seed = stochastic_rounding, seed
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, **defaults))
 
     @abc.abstractmethod
@@ -86,11 +111,13 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         """
         if closure is not None:
             raise NotImplementedError("row-wise optimisers take one gradient, not a closure")
+        stream = -1
         for group in self.param_groups:
             for parameter in group["params"]:
+                stream += 1
                 if parameter.grad is not None:
                     plan = plans.get(parameter) if plans is not None else None
-                    self._update_parameter(parameter, parameter.grad, plan, group)
+                    self._update_parameter(parameter, parameter.grad, plan, group, stream)
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         """As in torch, but the state keeps its dtype: torch casts it to that of the parameter."""
@@ -102,55 +129,80 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
                 if isinstance(x, Tensor):
                     self.state[parameter][name] = x.to(parameter.device, copy=True)
 
+    def __getstate__(self) -> Dict[str, Any]:
+        own = dict(stochastic_rounding=self.stochastic_rounding, seed=self.seed)
+        return {**super().__getstate__(), **own}
+
     def _update_parameter(
-        self, parameter: nn.Parameter, grad: Tensor, plan: Optional[RowPlan], group: Dict[str, Any]
+        self,
+        parameter: nn.Parameter,
+        grad: Tensor,
+        plan: Optional[RowPlan],
+        group: Dict[str, Any],
+        stream: int,
     ) -> None:
         kept: Dict[str, Any] = self.state[parameter]
         if not kept:
             kept.update(self.init_state(parameter, group), step=0)
-        kept["step"] += 1
-        tensors = {name: x for name, x in kept.items() if isinstance(x, Tensor)}
-        wide = torch.promote_types(parameter.dtype, torch.float32)
-        if not grad.is_sparse:
-            self._update_whole(parameter, grad, tensors, kept["step"], group)
-            return
-        values, rows = grad._values(), sparse_rows(grad)
-        if plan is None:
-            plan = plan_rows(rows, parameter[..., 0].numel())
-        grad_rows = sum_rows(values.to(wide), plan)
-        table = parameter.view(-1, parameter.shape[-1])
-        tables = {name: x.view(-1, x.shape[-1]) for name, x in tensors.items()}
-        touched = plan.unique_rows
-        weight = table.index_select(0, touched).to(wide)
-        state = {name: x.index_select(0, touched) for name, x in tables.items()}
-        self._decay_and_update(weight, grad_rows, state, kept["step"], group)
-        table.index_copy_(0, touched, weight.to(table.dtype))
-        for name, rows_of_state in state.items():
-            tables[name].index_copy_(0, touched, rows_of_state)
+        kept["step"] = step = kept["step"] + 1
+        rows: Rows = (None, None, None)
+        values = grad
+        if grad.is_sparse:
+            values = grad._values()
+            if plan is not None:
+                # What is summed already has a value for each distinct row.
+                summed = len(values) != len(plan.order)
+                rows = (plan.unique_rows, None, None) if summed else plan
+            elif grad.is_coalesced():
+                rows = (sparse_rows(grad), None, None)
+            else:
+                rows = plan_rows(sparse_rows(grad), parameter[..., 0].numel())
+        rounding = Rounding(self.seed, stream) if self.stochastic_rounding else None
+        self._change(parameter, kept, values, step, rows, rounding, group)
 
-    def _update_whole(
+    def _change(
         self,
         parameter: nn.Parameter,
-        grad: Tensor,
-        state: Dict[str, Tensor],
+        kept: Dict[str, Any],
+        values: Tensor,
         step: int,
-        group: Mapping[str, float],
+        rows: Rows,
+        rounding: Optional[Rounding],
+        group: Dict[str, Any],
     ) -> None:
-        """Update all rows, some at a time: what is computed on the way stays in the cache."""
-        wide = torch.promote_types(parameter.dtype, torch.float32)
-        tensors, n_row = [parameter, grad, *state.values()], 0
-        if parameter.dim() and parameter.is_contiguous():
-            rows = parameter.shape[:-1].numel()
-            tensors = [x.reshape(rows, x.shape[-1]) for x in tensors]
-            n_row = max(BLOCK // max(parameter.shape[-1], 1), 1)
-        for block in zip(*(x.split(n_row) if n_row else (x,) for x in tensors)):
-            own, of_grad, of_state = block[0], block[1], dict(zip(state, block[2:]))
-            weight = own.to(wide)  # the rows themselves, unless they are of half precision
-            self._decay_and_update(weight, of_grad.to(wide), of_state, step, group)
-            if weight is not own:
-                own.copy_(weight)
+        """Change rows of a parameter by :meth:`update`."""
+        tensors = {name: x for name, x in kept.items() if isinstance(x, Tensor)}
 
-    def _decay_and_update(
+        def change(weight: Tensor, grad: Tensor, state: List[Tensor]) -> None:
+            if group["weight_decay"]:
+                weight.mul_(1.0 - group["lr"] * group["weight_decay"])
+            self.update(weight, grad, dict(zip(tensors, state)), step, group)
+
+        table = parameter.detach()
+        change_rows(table, list(tensors.values()), values, change, step, *rows, rounding)
+
+
+class RuleOptimizer(RowOptimizer):
+    """Base of those that apply a rule of :mod:`besskge_core.ops.rules`."""
+
+    @abc.abstractmethod
+    def rule(self, group: Mapping[str, float]) -> Rule:
+        """The rule and its hyper-parameters, of a group."""
+
+    def init_state(self, parameter: Tensor, group: Mapping[str, float]) -> Dict[str, Tensor]:
+        """What the rule keeps, in float32 or wider, at the start."""
+        name, kept = self.rule(group).name, {}
+        for i, part in enumerate(STATES[name]):
+            per_row = name in PER_ROW and i + 1 == len(STATES[name]) and parameter.dim() > 0
+            shape = (*parameter.shape[:-1], 1) if per_row else tuple(parameter.shape)
+            dtype = torch.promote_types(parameter.dtype, torch.float32)
+            start = group.get("initial_accumulator_value", 0.0)
+            kept[part] = torch.empty(shape, dtype=dtype, device=parameter.device)
+            prefer_huge_pages(kept[part])
+            kept[part].fill_(start)
+        return kept
+
+    def update(
         self,
         weight: Tensor,
         grad: Tensor,
@@ -158,26 +210,33 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         step: int,
         group: Mapping[str, float],
     ) -> None:
-        if group["weight_decay"]:
-            weight.mul_(1.0 - group["lr"] * group["weight_decay"])
-        self.update(weight, grad, state, step, group)
+        rule = self.rule(group)
+        apply_rule(rule, weight, grad, [state[part] for part in STATES[rule.name]], step)
 
-
-def _zeros_like(parameter: Tensor, per_row: bool = False, fill: float = 0.0) -> Tensor:
-    """State in float32 (or wider), of the shape of the parameter, or one number a row."""
-    shape = tuple(parameter.shape)
-    if per_row and shape:
-        shape = (*shape[:-1], 1)
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.full(shape, fill, dtype=dtype, device=parameter.device)
+    def _change(
+        self,
+        parameter: nn.Parameter,
+        kept: Dict[str, Any],
+        values: Tensor,
+        step: int,
+        rows: Rows,
+        rounding: Optional[Rounding],
+        group: Dict[str, Any],
+    ) -> None:
+        if type(self).update is not RuleOptimizer.update:  # a subclass has a rule of its own
+            super()._change(parameter, kept, values, step, rows, rounding, group)
+            return
+        rule = self.rule(group)
+        state = [kept[part] for part in STATES[rule.name]]
+        scatter_update(parameter.detach(), state, values, rule, step, *rows, rounding)
 
 
 @OPTIMIZERS.register("sgd")
-class SGD(RowOptimizer):
+class SGD(RuleOptimizer):
     """w -= lr g; with momentum b <- momentum b + g, w -= lr b, b moving when its row is touched.
 
     Args:
-        params, lr, weight_decay: see the base class.
+        params, lr, weight_decay, options: see :class:`RowOptimizer`.
         momentum: see the formula.
     """
 
@@ -187,40 +246,28 @@ class SGD(RowOptimizer):
         lr: float = 1e-2,
         weight_decay: float = 0.0,
         momentum: float = 0.0,
+        **options: Any,
     ) -> None:
         if not 0.0 <= momentum < 1.0:
             raise ConfigError(f"momentum must be in [0, 1), got {momentum}")
-        super().__init__(params, lr, weight_decay, momentum=momentum)
+        super().__init__(params, lr, weight_decay, momentum=momentum, **options)
 
-    def init_state(self, parameter: Tensor, group: Mapping[str, float]) -> Dict[str, Tensor]:
-        if not group["momentum"]:
-            return {}
-        return {"momentum": _zeros_like(parameter)}
-
-    def update(
-        self,
-        weight: Tensor,
-        grad: Tensor,
-        state: Dict[str, Tensor],
-        step: int,
-        group: Mapping[str, float],
-    ) -> None:
-        if group["momentum"]:
-            grad = state["momentum"].mul_(group["momentum"]).add_(grad)
-        weight.add_(grad, alpha=-group["lr"])
+    def rule(self, group: Mapping[str, float]) -> Rule:
+        name = "momentum" if group["momentum"] else "sgd"
+        return Rule(name, group["lr"], group["weight_decay"], group["momentum"])
 
 
 @OPTIMIZERS.register("adagrad")
-class Adagrad(RowOptimizer):
+class Adagrad(RuleOptimizer):
     """G += g^2, w -= lr g / (sqrt(G) + eps). Duchi et al., JMLR 2011.
 
     Args:
-        params, lr, weight_decay: see the base class.
+        params, lr, weight_decay, options: see :class:`RowOptimizer`.
         initial_accumulator_value: G before the first step.
         eps: see the formula.
     """
 
-    per_row = False
+    name = "adagrad"
 
     def __init__(
         self,
@@ -229,6 +276,7 @@ class Adagrad(RowOptimizer):
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
+        **options: Any,
     ) -> None:
         super().__init__(
             params,
@@ -236,46 +284,34 @@ class Adagrad(RowOptimizer):
             weight_decay,
             initial_accumulator_value=initial_accumulator_value,
             eps=eps,
+            **options,
         )
 
-    def init_state(self, parameter: Tensor, group: Mapping[str, float]) -> Dict[str, Tensor]:
-        start = group["initial_accumulator_value"]
-        return {"sum": _zeros_like(parameter, self.per_row, fill=start)}
-
-    def update(
-        self,
-        weight: Tensor,
-        grad: Tensor,
-        state: Dict[str, Tensor],
-        step: int,
-        group: Mapping[str, float],
-    ) -> None:
-        if self.per_row:
-            state["sum"].add_(grad.square().mean(-1, keepdim=True))
-        else:
-            state["sum"].addcmul_(grad, grad)
-        weight.addcdiv_(grad, state["sum"].sqrt().add_(group["eps"]), value=-group["lr"])
+    def rule(self, group: Mapping[str, float]) -> Rule:
+        return Rule(self.name, group["lr"], group["weight_decay"], eps=group["eps"])
 
 
 @OPTIMIZERS.register("rowwise_adagrad")
 class RowWiseAdagrad(Adagrad):
     """Adagrad with one accumulator a row, the mean of g^2 over it: state is 1 / D as large."""
 
-    per_row = True
+    name = "rowwise_adagrad"
 
 
 @OPTIMIZERS.register("adam")
-class LazyAdam(RowOptimizer):
+class LazyAdam(RuleOptimizer):
     """Adam (Kingma and Ba, ICLR 2015) whose moments of a row decay only when it is touched.
 
     The correction of the bias counts steps of the parameter, as torch's SparseAdam does.
 
     Args:
-        params, lr, weight_decay: see the base class.
+        params, lr, weight_decay, options: see :class:`RowOptimizer`.
         beta1, beta2: decay of the first and second moment.
         eps: added to the root of the second moment.
         betas: both, as torch has them.
     """
+
+    name = "adam"
 
     def __init__(
         self,
@@ -286,25 +322,22 @@ class LazyAdam(RowOptimizer):
         beta2: float = 0.999,
         eps: float = 1e-8,
         betas: Optional[Tuple[float, float]] = None,
+        **options: Any,
     ) -> None:
         beta1, beta2 = (beta1, beta2) if betas is None else betas
         if not (0.0 <= beta1 < 1.0 and 0.0 <= beta2 < 1.0):
             raise ConfigError(f"betas must be in [0, 1), got {beta1} and {beta2}")
-        super().__init__(params, lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps)
+        super().__init__(params, lr, weight_decay, beta1=beta1, beta2=beta2, eps=eps, **options)
 
-    def init_state(self, parameter: Tensor, group: Mapping[str, float]) -> Dict[str, Tensor]:
-        return {"exp_avg": _zeros_like(parameter), "exp_avg_sq": _zeros_like(parameter)}
+    def rule(self, group: Mapping[str, float]) -> Rule:
+        return Rule(
+            self.name, group["lr"], group["weight_decay"], group["beta1"], group["beta2"],
+            group["eps"],
+        )  # fmt: skip
 
-    def update(
-        self,
-        weight: Tensor,
-        grad: Tensor,
-        state: Dict[str, Tensor],
-        step: int,
-        group: Mapping[str, float],
-    ) -> None:
-        beta1, beta2 = group["beta1"], group["beta2"]
-        first = state["exp_avg"].lerp_(grad, 1.0 - beta1)
-        second = state["exp_avg_sq"].mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
-        root = (second / (1.0 - beta2**step)).sqrt_().add_(group["eps"])
-        weight.addcdiv_(first, root, value=-group["lr"] / (1.0 - beta1**step))
+
+@OPTIMIZERS.register("rowwise_adam")
+class RowWiseAdam(LazyAdam):
+    """Lazy Adam with one second moment a row, of the mean of g^2 over it: state is half as large."""
+
+    name = "rowwise_adam"

@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 TORCH_LIBRARY(besskge, m) {
+  m.def("built_from() -> str");
   m.def("instruction_set(str wanted=\"\") -> str");
   m.def(
       "sampled_loss(Tensor table, Tensor index, Tensor relation, Tensor relation_id,"
@@ -27,6 +28,11 @@ TORCH_LIBRARY(besskge, m) {
   m.def(
       "random_below(int seed, int purpose, int epoch, int step, Tensor bounds, int width,"
       " ScalarType dtype) -> Tensor");
+  m.def("prefer_huge_pages(Tensor x) -> ()");
+  m.def(
+      "scatter_update(Tensor(a!) table, Tensor(b!)[] state, Tensor values, Tensor? unique_rows, "
+      "Tensor? run_offsets, Tensor? order, str rule, float lr, float weight_decay, float beta1, "
+      "float beta2, float eps, int step, int? seed, int stream) -> ()");
   m.def("take_columns(Tensor triples, Tensor places) -> Tensor");
 }
 

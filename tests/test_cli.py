@@ -21,6 +21,7 @@ from besskge_core import config as configuration
 from besskge_core.catalogue import load_dataset
 from besskge_core.cli import cli
 from besskge_core.evaluation import METRICS, rank_candidates, rank_triples
+from besskge_core.ops.native import operations
 from besskge_core.predict import Predictor
 from besskge_core.training import TrainingConfig, load_run
 
@@ -375,7 +376,8 @@ def test_info_tells_versions_operations_and_where_data_is(tmp_path, monkeypatch)
     monkeypatch.setenv("BESSKGE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("BESSKGE_CACHE", str(tmp_path / "cache"))
     text = run("info")
-    for word in ("python", "torch", "numpy", "threads", "devices", "native operations", "poptorch"):
+    for word in ("python", "torch", "numpy", "threads", "devices", "native operations", "poptorch",
+                 "instruction set", *operations()):  # fmt: skip
         assert word in text
     (umls,) = [line for line in text.splitlines() if "umls" in line]
     assert "UMLS" in umls

@@ -1,29 +1,48 @@
-"""Whether the native library is there; the one place that decides."""
+"""Whether the native library is there and of these sources; the one place that decides."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Callable, List
 
 import torch
 from torch import Tensor
 
-#: Why operations run on their references; empty if they are native.
-MISSING = ""
+from besskge_core.ops.sources import sources_digest
 
-try:
-    importlib.import_module("besskge_core._native")
-except ModuleNotFoundError:
-    MISSING = "not built"
-except ImportError as error:  # built for another torch or Python
-    MISSING = f"built for another torch or Python ({error})"
+_BUILD = "build them with `pip install --no-build-isolation .`"
+
+
+def _missing() -> str:
+    """Why operations cannot be native, said once; empty if they are."""
+    try:
+        importlib.import_module("besskge_core._native")
+    except ModuleNotFoundError:
+        logging.getLogger("besskge_core").warning(
+            "native operations are not built, plain torch serves and is slower; %s", _BUILD
+        )
+        return "not built"
+    except ImportError as error:
+        found = f"built for another torch or Python ({error})"
+    else:
+        sources = sources_digest(Path(__file__).parents[2] / "custom_ops")
+        built_from = getattr(torch.ops.besskge, "built_from", None)  # since there are digests
+        if built_from is not None and built_from() == (sources or built_from()):
+            return ""
+        found = "built from other sources"
     warnings.warn(
-        f"besskge_core's native operations cannot be loaded, plain torch serves instead:"
-        f" {error}; build them again with `pip install --no-build-isolation .`",
+        f"besskge_core's native operations were {found}; plain torch serves instead, {_BUILD}",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=3,
     )
+    return found
+
+
+#: Why operations run on their references; empty if they are native.
+MISSING = _missing()
 
 NATIVE = not MISSING
 
@@ -31,7 +50,16 @@ NATIVE = not MISSING
 def serves(x: Tensor, *dtypes: torch.dtype) -> bool:
     """Whether native operations compute with `x`: on a CPU, of these dtypes, and not while a graph
     is traced for another device."""
-    return NATIVE and x.device.type == "cpu" and x.dtype in dtypes and not torch.jit.is_tracing()
+    return NATIVE and x.is_cpu and x.dtype in dtypes and not torch.jit.is_tracing()
+
+
+def operations() -> List[str]:
+    """Names of the native operations, of those that the library has."""
+    if not NATIVE:
+        return []
+    names = (name.partition("::") for name in torch._C._dispatch_get_all_op_names())
+    about = ("built_from", "instruction_set")
+    return sorted(name for space, _, name in names if space == "besskge" and name not in about)
 
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

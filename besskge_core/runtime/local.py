@@ -19,7 +19,7 @@ from besskge_core.bess import AllEntitiesBessKGE, BessKGE
 from besskge_core.bess.queries import QueryBESS
 from besskge_core.errors import NonFiniteLossError, ShapeError
 from besskge_core.exchange import LocalExchange
-from besskge_core.ops import RowPlan, plan_rows, sparse_rows
+from besskge_core.ops import RowPlan, plan_rows, prefer_huge_pages, sparse_rows
 from besskge_core.optim import RowOptimizer
 from besskge_core.philox import Position
 
@@ -73,6 +73,11 @@ class LocalRuntime:
         Raises (the function):
             NonFiniteLossError: the loss is not finite; that micro-batch has not been applied.
         """
+
+        kept = (x for state in optimizer.state.values() for x in state.values())
+        for x in (*self.model.parameters(), *kept):
+            if isinstance(x, Tensor):
+                prefer_huge_pages(x)
 
         def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
             self.model.train()
@@ -162,9 +167,6 @@ class LocalRuntime:
                     parameter.grad = parameter.grad.to_dense()
         before_update()
         plan, grad = micro.plan, self.model.entity_embedding.grad
-        if plan is not None and grad is not None and grad.is_sparse:
-            if grad._nnz() != len(plan.order):
-                plan = None  # which is of the look-ups one by one
         if isinstance(optimizer, RowOptimizer):
             optimizer.step(plans=None if plan is None else {self.model.entity_embedding: plan})
         else:

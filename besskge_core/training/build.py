@@ -72,7 +72,10 @@ def build(config: TrainingConfig, dataset: KGDataset) -> Parts:
     sampler = make_sampler(triples, negatives, shard_bs, 1, seed)
     model = _build_model(config, dataset, score_fn, negatives, sampler.shard_bs)
     optimizer = OPTIMIZERS[config.optimizer.optimizer](
-        model.parameters(), lr=config.optimizer.lr, weight_decay=config.optimizer.weight_decay
+        model.parameters(),
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        seed=seed,
     )
     return Parts(sampler, model, optimizer)
 

@@ -44,6 +44,12 @@ std::string instruction_set(std::string wanted) {
   return kNames[static_cast<int>(current.load())];
 }
 
+#ifndef BESSKGE_SOURCES
+#define BESSKGE_SOURCES "unknown"
+#endif
+// Digest of the sources of this build.
+std::string built_from() { return BESSKGE_SOURCES; }
+
 }  // namespace
 
 Isa isa() { return current.load(std::memory_order_relaxed); }
@@ -51,5 +57,6 @@ Isa isa() { return current.load(std::memory_order_relaxed); }
 }  // namespace besskge
 
 TORCH_LIBRARY_IMPL(besskge, CompositeExplicitAutograd, m) {
+  m.impl("built_from", &besskge::built_from);
   m.impl("instruction_set", &besskge::instruction_set);
 }
