@@ -77,7 +77,7 @@ class _Indexed(torch.autograd.Function):
             return dq, None, None, None, None
         places = coordinates(plan.unique_rows, table.shape[1])
         of_table = torch.sparse_coo_tensor(places, rows, table.shape, check_invariants=False)
-        return dq, of_table._coalesced_(True), None, None, None
+        return dq, of_table, None, None, None
 
 
 def reference(q: Tensor, table: Tensor, index: Tensor, comparison: str) -> Tensor:

@@ -104,7 +104,7 @@ def sampled_loss(
 
     Returns:
         (), float32 or float64. The gradient of `table` is sparse: one entry for each row that is
-        read, in order; or with candidates of each triple, one for each distinct row, coalesced.
+        read, in order; or with candidates of each triple, one for each distinct row.
 
     Raises:
         ShapeError: rows, relations or weights that do not fit together.
@@ -162,7 +162,7 @@ class _SampledLoss(torch.autograd.Function):
             loss, of_relations = torch.stack(losses).sum(), torch.stack(relations).sum(0)
             of_rows = torch.cat(parts)
         ctx.found = of_rows, of_relations, index.view(-1) if plan is None else plan.unique_rows
-        ctx.shape, ctx.coalesced = table.shape, plan is not None
+        ctx.shape = table.shape
         return loss
 
     @staticmethod
@@ -175,7 +175,7 @@ class _SampledLoss(torch.autograd.Function):
             rows, relations = rows.mul_(grad), relations.mul_(grad)
         places = coordinates(entry, ctx.shape[1])
         of_table = torch.sparse_coo_tensor(places, rows, ctx.shape, check_invariants=False)
-        return (of_table._coalesced_(ctx.coalesced), relations, *[None] * 7)
+        return (of_table, relations, *[None] * 7)
 
 
 def reference(
