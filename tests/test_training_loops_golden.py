@@ -148,7 +148,7 @@ def test_a_whole_training(case, monkeypatch):
 
     def drawn(runtime, sampler, epoch):
         for triples in batches[epoch - 1]:
-            yield [Planned(columns_of(model, triples), None)]
+            yield [Planned(columns_of(model, triples))]
 
     monkeypatch.setattr(loop, "batches", drawn)
     loop.train(

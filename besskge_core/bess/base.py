@@ -110,6 +110,7 @@ class BessKGE(OverTables, abc.ABC):
         negative_filter: Optional[Tensor] = None,
         heads_replaced: Optional[Tensor] = None,
         hub: Optional[Tensor] = None,
+        rows: Optional[Tensor] = None,
         plan: Optional[RowPlan] = None,
     ) -> Dict[str, Tensor]:
         """Gather rows, exchange them, score, and compute loss and metrics.
@@ -128,7 +129,8 @@ class BessKGE(OverTables, abc.ABC):
             heads_replaced: bool (L, S, P), the side of each triple, for the scheme "either".
             hub: (L, H), rows of the hubs that live here; rows of `head` and `tail` from E on then
                 count all hubs, those of the first shard first.
-            plan: of :meth:`rows_read`, for negatives of each triple; made where it is missing.
+            rows: what :meth:`rows_read` gives for these columns, and
+            plan: their grouping; both are made here where they are needed and missing.
 
         Returns:
             "loss" (): mean over the hosted shards of the loss of each shard's micro-batch.
@@ -157,8 +159,10 @@ class BessKGE(OverTables, abc.ABC):
         )
         how = None if negative_filter is not None else fused.fused(self, batch)
         if how is not None:
-            weight = weights_of(head, triple_weight, triple_mask)
-            return {"loss": fused.fused_loss(self, how, batch, weight, plan)}
+            weight = None
+            if triple_weight is not None or triple_mask is not None:
+                weight = weights_of(self.entity_embedding, triple_weight, triple_mask)
+            return {"loss": fused.fused_loss(self, how, batch, weight, rows, plan)}
         with self.score_fn.pooling(self._shares_candidates):
             scored = self._score(batch)
         if negative_mask is not None:

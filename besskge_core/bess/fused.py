@@ -75,7 +75,9 @@ def fused(module: BessKGE, batch: MicroBatch) -> Optional[Fused]:
 def rows_read(module: BessKGE, how: Fused, batch: MicroBatch) -> Tensor:
     """int64 (G, K): the rows of all tables, laid end to end, that each group reads, in order."""
     n_shard, n_row = module.entity_embedding.shape[:2]
-    exchange = module.exchange
+    exchange, parts = module.exchange, (batch.head, batch.tail, batch.negative)
+    if n_shard == 1:  # nobody to exchange with; (1, 1, 1 or B, N) is in order
+        return torch.cat([x.reshape(1, -1) for x in parts], dim=1).long()
     first = n_row * torch.arange(n_shard, device=batch.head.device).view(-1, 1, 1)
     tail = exchange.all_to_all(batch.tail + first)
     negative = batch.negative + first.unsqueeze(-1)
@@ -84,11 +86,16 @@ def rows_read(module: BessKGE, how: Fused, batch: MicroBatch) -> Tensor:
     if how.per_triple:  # (L, B, S, N), of all peers for each positive
         negative = negative.transpose(1, 2)
     parts = (batch.head + first, tail, negative)
-    return torch.cat([x.reshape(how.n_group, -1) for x in parts], dim=1)
+    return torch.cat([x.reshape(how.n_group, -1) for x in parts], dim=1).long()
 
 
 def fused_loss(
-    module: BessKGE, how: Fused, batch: MicroBatch, weight: Tensor, plan: Optional[RowPlan]
+    module: BessKGE,
+    how: Fused,
+    batch: MicroBatch,
+    weight: Optional[Tensor] = None,
+    rows: Optional[Tensor] = None,
+    plan: Optional[RowPlan] = None,
 ) -> Tensor:
     """The mean over hosted shards of their losses, ().
 
@@ -96,25 +103,31 @@ def fused_loss(
         module: whose loss it is.
         how: see :func:`fused`.
         batch: of all shards.
-        weight: (L, B) or (L, 1), of the positives.
-        plan: of the rows of :func:`rows_read`, or None.
+        weight: (L, B) or (L, 1), of the positives; None: 1 each.
+        rows: :func:`rows_read`, laid end to end, if it is known.
+        plan: of these rows, if it is known.
     """
     form = native_form(module.score_fn)
     assert form is not None
     n_shard, n_positive = len(batch.head), batch.relation[0].numel()
-    weight = weight.expand(n_shard, n_positive)
-    if how.rule.is_mean:
-        size = weight.sum(-1, keepdim=True)
-        weight = weight / torch.where(size > 0.0, size, torch.ones_like(size))
+    scale = how.rule.loss.scale / n_shard
+    if weight is None:
+        scale = scale / n_positive if how.rule.is_mean else scale
+    else:
+        weight = weight.expand(n_shard, n_positive)
+        if how.rule.is_mean:
+            size = weight.sum(-1, keepdim=True)
+            weight = weight / torch.where(size > 0.0, size, torch.ones_like(size))
+        weight = weight.reshape(how.n_group, -1)
+    index = rows_read(module, how, batch) if rows is None else rows.view(how.n_group, -1)
     heads = module.negative_sampler.corruption_scheme == "h"
-    loss = sampled_loss(
+    return sampled_loss(
         module.entity_embedding,
-        rows_read(module, how, batch),
+        index,
         form.relation,
-        batch.relation.reshape(how.n_group, -1),
+        batch.relation.view(how.n_group, -1),
         Pairing(how.n_candidate, how.per_triple, heads, form.move, form.comparison),
-        how.rule.loss._replace(scale=how.rule.loss.scale / n_shard),
-        weight.reshape(how.n_group, -1),
+        how.rule.loss._replace(scale=scale),
+        weight,
         plan,
     )
-    return loss

@@ -75,7 +75,7 @@ class _Indexed(torch.autograd.Function):
         )
         if ctx.plan is None:
             return dq, None, None, None, None
-        places = coordinates(plan.unique_rows, table.shape[1])
+        places = coordinates(plan.unique_rows, table.shape[1], table.shape[0])
         of_table = torch.sparse_coo_tensor(places, rows, table.shape, check_invariants=False)
         return dq, of_table, None, None, None
 

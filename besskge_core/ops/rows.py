@@ -86,8 +86,10 @@ def sparse_rows(grad: Tensor) -> Tensor:
     return rows
 
 
-def coordinates(row: Tensor, n_row: int) -> Tensor:
-    """int64 (2, K): table and row of rows (K,) of tables laid end to end, each n_row long."""
+def coordinates(row: Tensor, n_row: int, n_table: int) -> Tensor:
+    """int64 (2, K): table and row of rows (K,) of so many tables laid end to end, each n_row long."""
+    if n_table == 1:
+        return torch.stack([torch.zeros_like(row), row])
     table = torch.div(row, n_row, rounding_mode="floor")
     return torch.stack([table, row - n_row * table])
 

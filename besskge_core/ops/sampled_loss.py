@@ -173,7 +173,7 @@ class _SampledLoss(torch.autograd.Function):
         rows, relations, entry = found
         if float(grad) != 1.0:
             rows, relations = rows.mul_(grad), relations.mul_(grad)
-        places = coordinates(entry, ctx.shape[1])
+        places = coordinates(entry, ctx.shape[1], ctx.shape[0])
         of_table = torch.sparse_coo_tensor(places, rows, ctx.shape, check_invariants=False)
         return (of_table, relations, *[None] * 7)
 

@@ -28,10 +28,11 @@ TAKE_SPARSE = (torch.optim.SGD, torch.optim.SparseAdam, torch.optim.Adagrad)
 
 
 class Planned(NamedTuple):
-    """A micro-batch with leading axis L, and the grouping of the rows that it reads, if known."""
+    """A micro-batch with leading axis L, the rows that it reads, and their grouping, if known."""
 
     columns: Dict[str, Tensor]
-    plan: Optional[RowPlan]
+    rows: Optional[Tensor] = None
+    plan: Optional[RowPlan] = None
 
 
 class LocalRuntime:
@@ -121,7 +122,7 @@ class LocalRuntime:
     def _micro_batches(self, batch: Mapping[str, Tensor] | List[Planned]) -> List[Planned]:
         if isinstance(batch, list):
             return batch
-        return [Planned(columns, None) for columns in self._split(batch)]
+        return [Planned(columns) for columns in self._split(batch)]
 
     def _split(self, batch: Mapping[str, Tensor]) -> List[Dict[str, Tensor]]:
         """Columns (M, S, ...) or (M * S, ...) -> M times columns (L, ...)."""
@@ -138,21 +139,21 @@ class LocalRuntime:
 
     def _plan(self, columns: Dict[str, Tensor]) -> Planned:
         if isinstance(self.model, QueryBESS):
-            return Planned(columns, None)
+            return Planned(columns)
         columns = self.model.prepare(columns)
         if isinstance(self.model, AllEntitiesBessKGE):
-            return Planned(columns, None)
+            return Planned(columns)
         rows = self.model.rows_read(columns)
         if rows is None:
-            return Planned(columns, None)
-        return Planned(columns, plan_rows(rows, self.model.entity_embedding[..., 0].numel()))
+            return Planned(columns)
+        return Planned(columns, rows, plan_rows(rows, self.model.entity_embedding[..., 0].numel()))
 
     def _train(
         self, micro: Planned, optimizer: torch.optim.Optimizer, before_update: Callable[[], None]
     ) -> Dict[str, Tensor]:
         optimizer.zero_grad(set_to_none=True)
         # Only sampled negatives have a plan, and a batch without one needs none.
-        planned = {} if micro.plan is None else {"plan": micro.plan}
+        planned = {} if micro.plan is None else {"rows": micro.rows, "plan": micro.plan}
         out = self.model(**micro.columns, **planned)
         loss = out["loss"]
         if not torch.isfinite(loss):
