@@ -22,7 +22,7 @@ from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
 from besskge_core.loss import CrossEntropyLoss, LabelledLoss
 from besskge_core.regularizer import Regularizer
-from besskge_core.scoring import BaseScoreFunction, Query
+from besskge_core.scoring import BaseScoreFunction, FormulaScoreFunction, Query
 from besskge_core.sharding import Sharding
 
 #: Which of everyone's queries have their answers here, and in which rows: (K,) each.
@@ -165,6 +165,7 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
             exchange=exchange,
             shape=self._shape(len(weights), len(here)),
             cast=self._cast,
+            product_dtype=self._product_dtype(),
         )
         others: List[Tensor] = [x for x in score_fn.parameters() if x is not self.entity_embedding]
         return all_entity_loss(task, here, others)
@@ -209,6 +210,17 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
             padding = (ids >= sharding.n_entity)[self._own_shard(n_host)[:, 0]]
             self._padding_of = sharding, padding
         return padding
+
+    def _product_dtype(self) -> Optional[torch.dtype]:
+        """What inner products are computed in; None if scores are something else."""
+        score_fn, of_table = self.score_fn, self.entity_embedding.dtype
+        plain = FormulaScoreFunction.score_candidates
+        if not score_fn.is_inner_product or type(score_fn).score_candidates is not plain:
+            return None
+        if of_table not in (torch.float32, torch.float64) or self.score_dtype == torch.float16:
+            return None
+        half = of_table == torch.float32 and self.score_dtype == torch.bfloat16
+        return torch.bfloat16 if half else of_table
 
     def _cast(self) -> contextlib.AbstractContextManager[Any]:
         if self.score_dtype in (None, torch.float32, self.entity_embedding.dtype):

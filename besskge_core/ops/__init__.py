@@ -8,5 +8,29 @@ from __future__ import annotations
 from besskge_core.ops.count_better import count_better
 from besskge_core.ops.gather import gather
 from besskge_core.ops.rows import RowPlan, plan_rows, sparse_rows, sum_rows
+from besskge_core.ops.softmax_tiles import Logits, Slope, softmax_gradient, softmax_log_sum
+from besskge_core.ops.tile_products import (
+    Scored,
+    buffer,
+    inner_products,
+    softmax_gradients,
+    softmax_scores,
+)
 
-__all__ = ["RowPlan", "count_better", "gather", "plan_rows", "sparse_rows", "sum_rows"]
+__all__ = [
+    "Logits",
+    "RowPlan",
+    "Scored",
+    "Slope",
+    "buffer",
+    "count_better",
+    "gather",
+    "inner_products",
+    "plan_rows",
+    "softmax_gradient",
+    "softmax_gradients",
+    "softmax_log_sum",
+    "softmax_scores",
+    "sparse_rows",
+    "sum_rows",
+]
