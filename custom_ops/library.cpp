@@ -5,8 +5,10 @@
 TORCH_LIBRARY(besskge, m) {
   m.def("instruction_set(str wanted=\"\") -> str");
   m.def("buffer(int[] sizes, ScalarType dtype) -> Tensor");
-  m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
   m.def("inner_products(Tensor query, Tensor rows) -> Tensor");
+  m.def(
+      "rank_counts(Tensor scores, Tensor answer_score, Tensor row, Tensor filter_start,"
+      " Tensor filter_column, int first) -> (Tensor, Tensor)");
   m.def(
       "softmax_log_sum(Tensor scores, Tensor? excluded, Tensor label_row, Tensor label_column,"
       " float margin, float temperature) -> (Tensor, Tensor)");

@@ -16,13 +16,14 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from besskge_core.bess.products import scores_products
 from besskge_core.bess.tables import OverTables
 from besskge_core.bess.tiled import Here, Task, TileShape, all_entity_loss
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
 from besskge_core.loss import CrossEntropyLoss, LabelledLoss
 from besskge_core.regularizer import Regularizer
-from besskge_core.scoring import BaseScoreFunction, FormulaScoreFunction, Query
+from besskge_core.scoring import BaseScoreFunction, Query
 from besskge_core.sharding import Sharding
 
 #: Which of everyone's queries have their answers here, and in which rows: (K,) each.
@@ -138,8 +139,10 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
         table = self._entities(table)
         padding = self._padding(len(query))
         everyone = [exchange.all_gather(torch.stack(x)).flatten(1, 2) for x in zip(*query)]
+        # Of a table alone, a view, whose gradient needs no copy.
+        tables = table.unbind() if len(table) > 1 else (table.squeeze(0),)
         here = [
-            Here(tuple(own), table[i], *answers[i], None if padding is None else padding[i])
+            Here(tuple(own), tables[i], *answers[i], None if padding is None else padding[i])
             for i, own in enumerate(zip(*(x.unbind() for x in everyone)))
         ]
         pair_query = None
@@ -213,9 +216,8 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
 
     def _product_dtype(self) -> Optional[torch.dtype]:
         """What inner products are computed in; None if scores are something else."""
-        score_fn, of_table = self.score_fn, self.entity_embedding.dtype
-        plain = FormulaScoreFunction.score_candidates
-        if not score_fn.is_inner_product or type(score_fn).score_candidates is not plain:
+        of_table = self.entity_embedding.dtype
+        if not scores_products(self.score_fn):
             return None
         if of_table not in (torch.float32, torch.float64) or self.score_dtype == torch.float16:
             return None

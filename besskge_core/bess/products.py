@@ -14,9 +14,16 @@ from besskge_core.exchange import Exchange
 from besskge_core.loss.entries import Rows
 from besskge_core.loss.tiles import Softmax, softmax_share
 from besskge_core.ops import Logits, buffer, softmax_gradients, softmax_scores
+from besskge_core.scoring import BaseScoreFunction, FormulaScoreFunction
 
 if TYPE_CHECKING:
     from besskge_core.bess.tiled import Here, Task
+
+
+def scores_products(score_fn: BaseScoreFunction) -> bool:
+    """Whether scores of candidates are the inner products of queries and rows, as they are."""
+    plain = FormulaScoreFunction.score_candidates
+    return score_fn.is_inner_product and type(score_fn).score_candidates is plain
 
 
 def softmax_block(

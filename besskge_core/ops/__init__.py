@@ -5,8 +5,8 @@ The reference defines the meaning of an operation, and serves it wherever no nat
 
 from __future__ import annotations
 
-from besskge_core.ops.count_better import count_better
 from besskge_core.ops.gather import gather
+from besskge_core.ops.rank_counts import Filter, rank_counts
 from besskge_core.ops.rows import RowPlan, plan_rows, sparse_rows, sum_rows
 from besskge_core.ops.softmax_tiles import Logits, Slope, softmax_gradient, softmax_log_sum
 from besskge_core.ops.tile_products import (
@@ -18,15 +18,16 @@ from besskge_core.ops.tile_products import (
 )
 
 __all__ = [
+    "Filter",
     "Logits",
     "RowPlan",
     "Scored",
     "Slope",
     "buffer",
-    "count_better",
     "gather",
     "inner_products",
     "plan_rows",
+    "rank_counts",
     "softmax_gradient",
     "softmax_gradients",
     "softmax_log_sum",
