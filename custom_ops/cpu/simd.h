@@ -1,5 +1,7 @@
 // Vectors of BESSKGE_WIDTH floats, in the compiler's own vector types: one source for every
-// instruction set. Included by each_isa.h inside the namespace of one.
+// instruction set. Included by each_isa.h inside the namespace of one. What needs the instructions
+// of one asks for BESSKGE_WIDTH: the compiler's own macros, such as __AVX512F__, do not follow a
+// pragma before GCC 13.
 
 #undef BESSKGE_INLINE
 #define BESSKGE_INLINE static inline __attribute__((always_inline, unused))
@@ -18,7 +20,7 @@ BESSKGE_INLINE void store(float* to, Vec v) { std::memcpy(to, &v, sizeof v); }
 
 // The first n of a vector, n < kWidth; the rest is 0, and not written.
 BESSKGE_INLINE Vec load_first(const float* from, int64_t n) {
-#if defined(__AVX512F__)
+#if BESSKGE_WIDTH == 16
   return (Vec)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), from);
 #else
   Vec v = {};
@@ -28,7 +30,7 @@ BESSKGE_INLINE Vec load_first(const float* from, int64_t n) {
 }
 
 BESSKGE_INLINE void store_first(float* to, Vec v, int64_t n) {
-#if defined(__AVX512F__)
+#if BESSKGE_WIDTH == 16
   _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << n) - 1u), (__m512)v);
 #else
   std::memcpy(to, &v, 4 * static_cast<size_t>(n));
@@ -47,9 +49,9 @@ BESSKGE_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }   // b if one 
 BESSKGE_INLINE Vec smaller(Vec a, Vec b) { return a < b ? a : b; }  // b if one is not a number
 
 BESSKGE_INLINE Vec square_root(Vec v) {
-#if defined(__AVX512F__)
+#if BESSKGE_WIDTH == 16
   return (Vec)_mm512_sqrt_ps((__m512)v);
-#elif defined(__AVX2__)
+#elif BESSKGE_WIDTH == 8
   return (Vec)_mm256_sqrt_ps((__m256)v);
 #else
   for (int i = 0; i < kWidth; ++i) v[i] = std::sqrt(v[i]);
@@ -116,9 +118,9 @@ BESSKGE_INLINE Vec log_one_plus(Vec z) {
 
 // Computed and rounded by itself: not to be fused into a sum with what follows.
 BESSKGE_INLINE Vec by_itself(Vec v) {
-#if defined(__AVX512F__)
+#if BESSKGE_WIDTH == 16
   __asm__("" : "+v"(v));
-#elif defined(__AVX2__)
+#elif BESSKGE_WIDTH == 8
   __asm__("" : "+x"(v));
 #endif
   return v;

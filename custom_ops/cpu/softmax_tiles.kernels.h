@@ -27,8 +27,7 @@ static void log_sum_row(const Scalar* score, int64_t n, float scale, float* top,
     const float x = load_first(score + i, 1)[0];
     peak = x > peak ? x : peak;
   }
-  const float logit = peak == -HUGE_VALF ? 0.0f : peak * scale;
-  const Vec less = all(logit);
+  const Vec less = by_itself(all(peak == -HUGE_VALF ? 0.0f : peak) * scale);
   Vec sum_0 = {}, sum_1 = {};
   for (i = 0; i + 2 * kWidth <= whole; i += 2 * kWidth) {
     sum_0 += exponential(logits(score + i, scale) - less);
@@ -40,7 +39,7 @@ static void log_sum_row(const Scalar* score, int64_t n, float scale, float* top,
     const Vec last = exponential(first_logits(score + i, n - i, scale) - less);
     for (int64_t j = 0; j < n - i; ++j) total += last[j];
   }
-  *top = logit;
+  *top = less[0];
   *sum_out = total;
 }
 
