@@ -15,6 +15,7 @@ from besskge_core.loss.entries import Rows
 from besskge_core.loss.tiles import Softmax, softmax_share
 from besskge_core.ops import Logits, buffer, softmax_gradients, softmax_scores
 from besskge_core.scoring import BaseScoreFunction, FormulaScoreFunction
+from besskge_core.scoring.formula import QueryScore
 
 if TYPE_CHECKING:
     from besskge_core.bess.tiled import Here, Task
@@ -22,8 +23,12 @@ if TYPE_CHECKING:
 
 def scores_products(score_fn: BaseScoreFunction) -> bool:
     """Whether scores of candidates are the inner products of queries and rows, as they are."""
-    plain = FormulaScoreFunction.score_candidates
-    return score_fn.is_inner_product and type(score_fn).score_candidates is plain
+    if not (isinstance(score_fn, FormulaScoreFunction) and score_fn.is_inner_product):
+        return False
+    written_anew = "score_candidates" in vars(score_fn)
+    plain = type(score_fn).score_candidates is FormulaScoreFunction.score_candidates
+    compared = type(score_fn.formula).pairwise is QueryScore.pairwise
+    return plain and compared and not written_anew
 
 
 def softmax_block(
