@@ -14,11 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from besskge_core.bess.products import scores_products
 from besskge_core.errors import ConfigError
+from besskge_core.ops import inner_products
 from besskge_core.scoring import BaseScoreFunction, Query
 from besskge_core.sharding import Sharding
 
 SIDES = ("head", "tail")
+
+#: Scores that a cache about holds: 32 MiB in float32.
+IN_CACHE = 2**23
 
 
 class Tile(NamedTuple):
@@ -73,8 +78,9 @@ class AllEntityScorer:
 
     @property
     def batch_size(self) -> int:
-        """Queries whose scores of all entities can be held, between 64 and 1024."""
-        return min(max(self.max_scores // self.score_fn.sharding.n_entity, 64), 1024)
+        """Queries whose scores of all entities can be held, in a cache, between 64 and 1024."""
+        most = min(self.max_scores, IN_CACHE)
+        return min(max(most // self.score_fn.sharding.n_entity, 64), 1024)
 
     @torch.no_grad()
     def tiles(self, side: str, entity_row: Tensor, relation: Tensor) -> Iterator[Tile]:
@@ -89,12 +95,16 @@ class AllEntityScorer:
         table = score_fn.entity_embedding
         known = score_fn.entities(table.flatten(end_dim=1).index_select(0, entity_row))
         query, heads = make_query(score_fn, side, known, relation)
+        products = scores_products(score_fn)
         height = max(self.max_scores // max(len(relation), 1), 1)
         for shard, count in enumerate(sharding.shard_counts.tolist()):
             for first in range(0, count, height):
                 rows = table[shard, first : min(first + height, count)]
                 candidates = score_fn.entities(rows)
-                scores = score_fn.score_candidates(query, candidates.unsqueeze(0), heads)
+                if products:
+                    scores = inner_products(query[0], candidates)
+                else:
+                    scores = score_fn.score_candidates(query, candidates.unsqueeze(0), heads)
                 yield Tile(shard * table.shape[1] + first, scores)
 
     def tiles_twice(self, side: str, entity_row: Tensor, relation: Tensor) -> TilesTwice:

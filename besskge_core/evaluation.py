@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from besskge_core.all_entities import SIDES, AllEntityScorer, Tile, evaluating, 
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
 from besskge_core.metric import count_ranks, make_metric
-from besskge_core.ops import count_better
+from besskge_core.ops import Filter, rank_counts
 from besskge_core.scoring import BaseScoreFunction
 
 #: Metrics reported unless others are asked for.
@@ -131,20 +131,25 @@ def rank_triples(
         ConfigError: triples of another graph, or an unknown side.
     """
     _check(score_fn, triples, sides)
-    scorer = AllEntityScorer(score_fn, max_scores)
-    counts: Dict[str, Tuple[NDArray[np.int64], ...]] = {}
+    scorer, rows = AllEntityScorer(score_fn, max_scores), score_fn.sharding.flat_row
+    ids, n_triple = np.asarray(triples, dtype=np.int64), len(triples)
+    counts: Dict[str, NDArray[np.int64]] = {}
     with evaluating(score_fn):
         for side in sides:
-            parts: List[Tuple[NDArray[np.int64], ...]] = []
-            for first in range(0, len(triples), scorer.batch_size):
-                batch = np.asarray(triples[first : first + scorer.batch_size], dtype=np.int64)
-                parts.append(_rank_batch(scorer, batch, known, side))
+            order = _same_queries_together(ids, side) if n_triple else np.empty(0, np.int64)
+            counts[side] = np.empty((3, n_triple), dtype=np.int64)
+            for first in range(0, n_triple, scorer.batch_size):
+                batch = order[first : first + scorer.batch_size]
+                counts[side][:, batch] = _rank_batch(scorer, ids[batch], known, side, rows)
                 progress(len(batch))
-            empty = np.empty(0, dtype=np.int64)
-            columns = list(zip(*parts)) or [(empty,), (empty,), (empty,)]
-            counts[side] = tuple(np.concatenate(column) for column in columns)
     better, equal, n_candidate = ({s: c[i] for s, c in counts.items()} for i in range(3))
     return Ranking(np.asarray(triples)[:, 1], better, equal, n_candidate)
+
+
+def _same_queries_together(triples: NDArray[np.int64], side: str) -> NDArray[np.intp]:
+    """Places of the triples, those of one query after each other."""
+    given = triples[:, 0 if side == "tail" else 2]
+    return np.lexsort((given, triples[:, 1]))
 
 
 def rank_candidates(
@@ -222,39 +227,65 @@ def _among(
 
 
 def _rank_batch(
-    scorer: AllEntityScorer, triples: NDArray[np.int64], known: Optional[KnownTriples], side: str
-) -> Tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """better, equal and n_candidate (Q,) of one batch of queries."""
+    scorer: AllEntityScorer,
+    triples: NDArray[np.int64],
+    known: Optional[KnownTriples],
+    side: str,
+    rows: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """better, equal and n_candidate, (3, A), of triples whose queries are next to each other.
+
+    Args:
+        rows: flat row of each entity.
+    """
     sharding, device = scorer.score_fn.sharding, scorer.score_fn.entity_embedding.device
     head, relation, tail = triples.T
     given, answer = (head, tail) if side == "tail" else (tail, head)
+    is_new = np.ones(len(triples), dtype=bool)
+    is_new[1:] = (given[1:] != given[:-1]) | (relation[1:] != relation[:-1])
+    asked, given, relation = np.cumsum(is_new) - 1, given[is_new], relation[is_new]
     query, filtered = np.empty(0, np.int64), np.empty(0, np.int64)
     if known is not None:
         query, filtered = known.answers(side, given, relation)
-        others = filtered != answer[query]
-        query, filtered = query[others], filtered[others]
-    n_candidate = sharding.n_entity - np.bincount(query, minlength=len(triples))
+    own = _is_among(asked, answer, query, filtered, sharding.n_entity)
+    n_filtered = np.bincount(query, minlength=len(given))
+    n_candidate = sharding.n_entity - n_filtered[asked] + own
 
-    def on_device(x: NDArray[np.integer]) -> Tensor:
+    def on_device(x: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(x).to(device)
 
-    rows = sharding.flat_row
     tiles = scorer.tiles_twice(side, on_device(rows[given]), on_device(relation))
-    filtered_row = on_device(rows[filtered])
-    found = compare_with_answers(tiles, on_device(rows[answer]), on_device(query), filtered_row)
+    found = compare_with_answers(
+        tiles, on_device(rows[answer]), on_device(query), on_device(rows[filtered]),
+        on_device(asked), on_device(own),
+    )  # fmt: skip
     lost = found.answer_score.isnan()
     better = torch.where(lost, on_device(n_candidate) - 1, found.better)
     equal = found.equal.masked_fill(lost, 0)
-    return better.cpu().numpy(), equal.cpu().numpy(), n_candidate
+    return np.stack([better.cpu().numpy(), equal.cpu().numpy(), n_candidate])
+
+
+def _is_among(
+    asked: NDArray[np.int64],
+    answer: NDArray[np.int64],
+    query: NDArray[np.int64],
+    entity: NDArray[np.int64],
+    n_entity: int,
+) -> NDArray[np.bool_]:
+    """bool (A,): which answers are among the pairs of a query and an entity (K,), in rising order."""
+    pairs, wanted = query * n_entity + entity, asked * n_entity + answer
+    place = np.searchsorted(pairs, wanted)
+    among: NDArray[np.bool_] = np.append(pairs, -1)[place] == wanted
+    return among
 
 
 class Compared(NamedTuple):
-    """How answers (Q,) fare among the candidates.
+    """How answers (A,) fare among the candidates.
 
     Attributes:
-        better: int64 (Q,), candidates that score better than the answer.
-        equal: int64 (Q,), other candidates that score the same.
-        answer_score: (Q,), the very numbers that the tiles hold.
+        better: int64 (A,), candidates that score better than the answer.
+        equal: int64 (A,), other candidates that score the same.
+        answer_score: (A,), the very numbers that the tiles hold.
     """
 
     better: Tensor
@@ -263,41 +294,49 @@ class Compared(NamedTuple):
 
 
 def compare_with_answers(
-    tiles: Iterable[Tile], answer_row: Tensor, query: Tensor, filtered_row: Tensor
+    tiles: Iterable[Tile],
+    answer_row: Tensor,
+    query: Tensor,
+    filtered_row: Tensor,
+    asked: Optional[Tensor] = None,
+    own: Optional[Tensor] = None,
 ) -> Compared:
     """Count who beats the answers.
 
     Args:
-        tiles: scores of all candidates; walked through twice.
-        answer_row: (Q,), flat rows of the answers.
-        query: (K,), and
+        tiles: scores of all candidates for each query; walked through twice.
+        answer_row: (A,), flat rows of the answers.
+        query: (K,), rising, and
         filtered_row: (K,), flat rows of entities that do not take part in the query's ranking;
-            each pair once, the answer not among them.
+            each pair once.
+        asked: (A,), the query of each answer. None: each query has one, in turn.
+        own: bool (A,), whether an answer is among those filtered. None: none is.
     """
-    answer_score = _pick_true(tiles, answer_row)
+    asked = torch.arange(len(answer_row), device=answer_row.device) if asked is None else asked
+    answer_score = _pick_true(tiles, answer_row, asked)
     better = torch.zeros_like(answer_row, dtype=torch.int64)
     equal = torch.full_like(better, -1)  # the answer equals itself
+    if own is not None:
+        equal += own
+    filtered: Optional[Filter] = None
     for first, scores in tiles:
-        better_here, equal_here = count_better(scores, answer_score)
+        if filtered is None:
+            filtered = Filter.of(query, filtered_row, len(scores))
+        better_here, equal_here = rank_counts(scores, answer_score, asked, filtered, first)
         better += better_here
         equal += equal_here
-        here = (filtered_row >= first) & (filtered_row < first + scores.shape[1])
-        q, column = query[here], filtered_row[here] - first
-        taken_out = scores[q, column]
-        better.index_add_(0, q, -(taken_out > answer_score[q]).long())
-        equal.index_add_(0, q, -(taken_out == answer_score[q]).long())
     return Compared(better, equal, answer_score)
 
 
-def _pick_true(tiles: Iterable[Tile], answer_row: Tensor) -> Tensor:
-    """(Q,): the scores of the answers, the very numbers that their tiles hold."""
+def _pick_true(tiles: Iterable[Tile], answer_row: Tensor, asked: Tensor) -> Tensor:
+    """(A,): the scores of the answers, the very numbers that their tiles hold."""
     true_score: Optional[Tensor] = None
     for first, scores in tiles:
         if true_score is None:
             true_score = scores.new_full((len(answer_row),), math.nan)
         column = answer_row - first
         here = (column >= 0) & (column < scores.shape[1])
-        found = scores.gather(1, column.clamp(0, scores.shape[1] - 1)[:, None])[:, 0]
+        found = scores[asked, column.clamp(0, scores.shape[1] - 1)]
         true_score = torch.where(here, found, true_score)
     assert true_score is not None
     return true_score

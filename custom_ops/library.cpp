@@ -20,7 +20,6 @@ TORCH_LIBRARY(besskge, m) {
       "indexed_backward(Tensor grad, Tensor scores, Tensor q, Tensor table, Tensor index,"
       " str comparison, Tensor unique_rows, Tensor run_offsets, Tensor order)"
       " -> (Tensor dq, Tensor d_unique)");
-  m.def("count_better(Tensor scores, Tensor true_score) -> (Tensor, Tensor)");
   m.def("gather(Tensor table, Tensor index) -> Tensor");
   m.def("lookup_entries(Tensor index) -> Tensor");
   m.def("permutation(int seed, int purpose, int epoch, int step, int n) -> Tensor");
@@ -34,6 +33,28 @@ TORCH_LIBRARY(besskge, m) {
       "Tensor? run_offsets, Tensor? order, str rule, float lr, float weight_decay, float beta1, "
       "float beta2, float eps, int step, int? seed, int stream) -> ()");
   m.def("take_columns(Tensor triples, Tensor places) -> Tensor");
+  m.def("buffer(int[] sizes, ScalarType dtype) -> Tensor");
+  m.def("inner_products(Tensor query, Tensor rows) -> Tensor");
+  m.def(
+      "rank_counts(Tensor scores, Tensor answer_score, Tensor row, Tensor filter_start,"
+      " Tensor filter_column, int first) -> (Tensor, Tensor)");
+  m.def(
+      "softmax_log_sum(Tensor scores, Tensor? excluded, Tensor label_row, Tensor label_column,"
+      " float margin, float temperature) -> (Tensor, Tensor)");
+  m.def(
+      "softmax_gradient(Tensor scores, Tensor? excluded, Tensor label_row, Tensor label_column,"
+      " Tensor log_total, Tensor weight, Tensor of_label, float margin, float temperature)"
+      " -> Tensor");
+  m.def(
+      "softmax_scores(Tensor query, Tensor rows, Tensor? excluded, Tensor label_row,"
+      " Tensor label_column, float margin, float temperature, ScalarType dtype, bool keep,"
+      " int tile)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "softmax_gradients(Tensor(a!) scores, Tensor query, Tensor rows, Tensor? excluded,"
+      " Tensor label_row, Tensor label_column, Tensor log_total, Tensor weight, Tensor of_label,"
+      " float margin, float temperature, ScalarType dtype, Tensor(b!) grad_query,"
+      " Tensor(c!) grad_rows, bool add, int tile) -> ()");
 }
 
 // Importing besskge_core._native loads this library, which is all there is to import.

@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
+from besskge_core.bess.products import scores_products
 from besskge_core.bess.tables import OverTables
 from besskge_core.bess.tiled import Here, Task, TileShape, all_entity_loss
 from besskge_core.errors import ConfigError
@@ -138,8 +139,10 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
         table = self._entities(table)
         padding = self._padding(len(query))
         everyone = [exchange.all_gather(torch.stack(x)).flatten(1, 2) for x in zip(*query)]
+        # Of a table alone, a view, whose gradient needs no copy.
+        tables = table.unbind() if len(table) > 1 else (table.squeeze(0),)
         here = [
-            Here(tuple(own), table[i], *answers[i], None if padding is None else padding[i])
+            Here(tuple(own), tables[i], *answers[i], None if padding is None else padding[i])
             for i, own in enumerate(zip(*(x.unbind() for x in everyone)))
         ]
         pair_query = None
@@ -165,6 +168,7 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
             exchange=exchange,
             shape=self._shape(len(weights), len(here)),
             cast=self._cast,
+            product_dtype=self._product_dtype(),
         )
         others: List[Tensor] = [x for x in score_fn.parameters() if x is not self.entity_embedding]
         return all_entity_loss(task, here, others)
@@ -209,6 +213,16 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
             padding = (ids >= sharding.n_entity)[self._own_shard(n_host)[:, 0]]
             self._padding_of = sharding, padding
         return padding
+
+    def _product_dtype(self) -> Optional[torch.dtype]:
+        """What inner products are computed in; None if scores are something else."""
+        of_table = self.entity_embedding.dtype
+        if not scores_products(self.score_fn):
+            return None
+        if of_table not in (torch.float32, torch.float64) or self.score_dtype == torch.float16:
+            return None
+        half = of_table == torch.float32 and self.score_dtype == torch.bfloat16
+        return torch.bfloat16 if half else of_table
 
     def _cast(self) -> contextlib.AbstractContextManager[Any]:
         if self.score_dtype in (None, torch.float32, self.entity_embedding.dtype):

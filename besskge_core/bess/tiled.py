@@ -3,7 +3,8 @@
 The scores of B queries and all entities never exist at once. A first walk over the tiles finds,
 for the losses that need it, the log-sum-exp of each query, to which every shard adds its own; a
 second one scores each tile again for its share of loss and gradient. If a tile holds all entities
-of a shard, its scores are kept for the second walk.
+of a shard, its scores are kept for the second walk. Any loss and any score function is served so;
+cross-entropy of inner products is walked through by operations of its own, see `products`.
 
 Axes:
     Q: queries of all shards      b: queries of a tile      M: entities of a shard
@@ -13,11 +14,12 @@ Axes:
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
+from besskge_core.bess.products import Sums, log_totals, softmax_block
 from besskge_core.exchange import Exchange
 from besskge_core.loss import LabelledLoss
 from besskge_core.loss.entries import Labelled, Rows, Smoothing, wide
@@ -87,6 +89,8 @@ class Task(NamedTuple):
         exchange: the collectives.
         shape: of the tiles.
         cast: entered while scores are computed.
+        product_dtype: scores are inner products of queries and rows, made in this type. None: they
+            are what `score` says.
     """
 
     loss_fn: LabelledLoss
@@ -99,6 +103,7 @@ class Task(NamedTuple):
     exchange: Exchange
     shape: TileShape
     cast: Callable[[], AbstractContextManager[Any]]
+    product_dtype: Optional[torch.dtype] = None
 
 
 def all_entity_loss(task: Task, here: Sequence[Here], parameters: Sequence[Tensor]) -> Tensor:
@@ -193,6 +198,8 @@ class _Walk:
         self.dtype = wide(here[0].table, here[0].query[0])
         self.sums = [Sums(_tensors(shard)) for shard in here]
         self.parameter_sums = Sums(self.parameters)
+        products = task.product_dtype is not None
+        self.softmax = task.loss_fn.softmax(task.smoothing) if products else None
 
     def run(self) -> Tensor:
         task, n_query = self.task, len(self.here[0].query[0])
@@ -210,13 +217,15 @@ class _Walk:
 
     def _block(self, block: slice, sizes: Sequence[Tensor]) -> Tensor:
         """The loss of some of the queries."""
+        if self.softmax is not None:
+            return softmax_block(self.task, self.here, self.softmax, block, sizes, self.wanted, self.sums)  # fmt: skip
         keep = self.task.shape.n_row >= len(self.here[0].table)
         shards = range(len(self.here))
         kept = [list(self._tiles(i, block, self.wanted)) if keep else [] for i in shards]
-        log_totals = self._log_totals(kept, block, keep)
+        totals = self._log_totals(kept, block, keep)
         loss = torch.zeros((), dtype=self.dtype, device=self.task.weight.device)
         for i in shards:
-            log_total = None if log_totals is None else log_totals[i]
+            log_total = None if totals is None else totals[i]
             for tile in kept[i] if keep else self._tiles(i, block, self.wanted):
                 rows, pairs = self._rows(i, block, log_total)
                 share = tile.loss.share(rows, sizes, self.wanted)
@@ -245,9 +254,8 @@ class _Walk:
         inside &= (here.which >= block.start) & (here.which < block.stop)
         places = here.which[inside] - block.start, here.row[inside] - begin
         padding = None if here.padding is None else here.padding[None, begin:end]
-        own = score.detach().to(self.dtype, copy=True)  # which the loss may overwrite
         weight = self.task.weight[block].to(self.dtype)
-        return Labelled(own, excluded=padding, row_weight=weight, places=places)
+        return Labelled(score.detach(), excluded=padding, row_weight=weight, places=places)
 
     def _log_totals(
         self, kept: Sequence[Sequence[_Tile]], block: slice, keep: bool
@@ -263,8 +271,7 @@ class _Walk:
                 total = part if total is None else torch.logaddexp(total, part)
             assert total is not None
             of_shards.append(total)
-        gathered = self.task.exchange.all_gather(torch.stack(of_shards))  # (L, S, b)
-        return gathered.logsumexp(1).unsqueeze(-1)
+        return log_totals(of_shards, self.task.exchange)
 
     def _rows(
         self, i: int, block: slice, log_total: Optional[Tensor]
@@ -302,26 +309,3 @@ class _Walk:
         if share.pairs is not None:
             assert pairs is not None
             sums.add(n_leaf, share.pairs, pairs)
-
-
-class Sums:
-    """Sums of gradients, each like a tensor; None while nothing was added."""
-
-    def __init__(self, like: Sequence[Tensor]) -> None:
-        self.like = like
-        self.sums: List[Optional[Tensor]] = [None] * len(like)
-
-    def add(self, i: int, grad: Optional[Tensor], part: Union[slice, Tensor, None] = None) -> None:
-        """Add the gradient of all of tensor i, or of a part of its rows."""
-        if grad is None:
-            return
-        before = self.sums[i]
-        if before is None and grad.shape == self.like[i].shape:
-            self.sums[i] = grad.to(self.like[i].dtype)
-            return
-        if before is None:
-            before = self.sums[i] = torch.zeros_like(self.like[i])
-        if part is None or isinstance(part, slice):
-            (before if part is None else before[part]).add_(grad)
-        else:
-            before.index_add_(0, part, grad.to(before.dtype))

@@ -34,7 +34,7 @@ from besskge_core.loss.entries import (
     labelled,
     wide,
 )
-from besskge_core.loss.tiles import LossTile
+from besskge_core.loss.tiles import LossTile, Softmax, SoftmaxTile
 from besskge_core.shapes import match_shapes
 
 REDUCTIONS = ("mean", "sum")
@@ -218,8 +218,15 @@ class LabelledLoss(Loss):
         return self.loss_scale * total
 
     def tile(self, entries: Labelled, smoothing: Smoothing) -> LossTile:
-        """A tile of rows, whose scores it may overwrite."""
+        """A tile of rows."""
+        softmax = self.softmax(smoothing)
+        if softmax is not None:
+            return SoftmaxTile(self, entries, smoothing, softmax)
         return LossTile(self, entries, smoothing)
+
+    def softmax(self, smoothing: Smoothing) -> Optional[Softmax]:
+        """What this makes of scores if it is the cross-entropy of labels as places; else None."""
+        return None
 
     def smoothing(self, epsilon: Optional[float], n_entity: Optional[int]) -> Smoothing:
         """How labels of all entities are smoothed.

@@ -20,7 +20,7 @@ from besskge_core.loss.base import LOSSES
 from besskge_core.loss.entries import Labelled, Part, Rows, Samples, Smoothing, Term, product
 from besskge_core.loss.labelled import LabelledLoss
 from besskge_core.loss.pointwise import binary_cross_entropy
-from besskge_core.loss.tiles import LossTile, SoftmaxTile
+from besskge_core.loss.tiles import Softmax
 
 
 @LOSSES.register("crossentropy")
@@ -91,10 +91,8 @@ class CrossEntropyLoss(LabelledLoss):
     def counts(self, n_positive: Tensor, n_kept: Tensor) -> Sequence[Tensor]:
         return [torch.ones_like(n_positive)]
 
-    def tile(self, entries: Labelled, smoothing: Smoothing) -> LossTile:
-        if smoothing.epsilon:
-            return super().tile(entries, smoothing)
-        return SoftmaxTile(self, entries, smoothing, self.margin, self.temperature)
+    def softmax(self, smoothing: Smoothing) -> Optional[Softmax]:
+        return None if smoothing.epsilon else Softmax(self.margin, self.temperature)
 
     def _label_sum(self, entries: Labelled) -> Tensor:
         """(B, 1), the sum of the normalised labels of whole rows: 1, or 0 where all are 0."""

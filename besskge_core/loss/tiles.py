@@ -9,15 +9,23 @@ Axes:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from besskge_core.loss.entries import Labelled, Rows, Smoothing
+from besskge_core.loss.entries import Labelled, Rows, Smoothing, wide
+from besskge_core.ops import Logits, Slope, softmax_gradient, softmax_log_sum
 
 if TYPE_CHECKING:
     from besskge_core.loss.labelled import LabelledLoss
+
+
+class Softmax(NamedTuple):
+    """What cross-entropy makes of scores before the softmax: (x - margin, at labels) / temperature."""
+
+    margin: float = 0.0
+    temperature: float = 1.0
 
 
 class Share(NamedTuple):
@@ -33,7 +41,7 @@ class LossTile:
 
     Args:
         loss: the loss.
-        entries: float32 or float64 scores that are nobody else's, with their labels as places.
+        entries: scores, with their labels as places; they are not changed.
         smoothing: of the labels.
     """
 
@@ -42,7 +50,7 @@ class LossTile:
 
     def log_sum(self) -> Tensor:
         """(B,): log-sum-exp of the logits of the tile."""
-        return self.loss.logits(self.entries).logsumexp(1)
+        return self.loss.logits(self._wide()).logsumexp(1)
 
     def share(self, rows: Rows, sizes: Sequence[Tensor], wanted: bool) -> Share:
         """The share in the loss.
@@ -52,11 +60,12 @@ class LossTile:
             sizes: what the sums of the terms of the loss are divided by; none for a sum.
             wanted: whether gradients are.
         """
-        score, pairs = self.entries.score.requires_grad_(wanted), rows.pairs
+        entries, pairs = self._wide(), rows.pairs
+        score = entries.score.detach().requires_grad_(wanted)
         if pairs is not None:
             pairs = pairs[0], pairs[1].detach().requires_grad_(wanted)
         with torch.set_grad_enabled(wanted):
-            entries = self.entries._replace(rows=rows._replace(pairs=pairs))
+            entries = entries._replace(score=score, rows=rows._replace(pairs=pairs))
             value = self.loss.of_tile(entries, self.smoothing, sizes)
         if not wanted:
             return Share(value)
@@ -65,54 +74,77 @@ class LossTile:
         of_pairs = found[1] if len(found) > 1 else None
         return Share(value.detach(), found[0], of_pairs)
 
+    def _wide(self) -> Labelled:
+        """The entries in float32 or float64."""
+        return self.entries._replace(score=self.entries.score.to(wide(self.entries.score)))
+
 
 class SoftmaxTile(LossTile):
-    """A tile of cross-entropy: the same, in place, with one exponential of each score."""
+    """A tile of cross-entropy: the same, without a graph, and with no copy of the scores.
+
+    Args:
+        loss, entries, smoothing: see the base class.
+        softmax: what the loss makes of scores.
+    """
 
     def __init__(
-        self,
-        loss: LabelledLoss,
-        entries: Labelled,
-        smoothing: Smoothing,
-        margin: float,
-        temperature: float,
+        self, loss: LabelledLoss, entries: Labelled, smoothing: Smoothing, softmax: Softmax
     ) -> None:
         super().__init__(loss, entries, smoothing)
         assert entries.places is not None
-        self.temperature, logit = temperature, entries.score
-        if entries.excluded is not None:
-            logit.masked_fill_(entries.excluded, -torch.inf)
-        if margin:
-            less = logit.new_full((), -margin)
-            logit.index_put_(entries.places, less, accumulate=True)
-        if temperature != 1.0:
-            logit.div_(temperature)
-        self.own = logit[entries.places]
-        self.highest = logit.amax(1, keepdim=True)
-        # A tile of excluded entries alone sums up to 0, not to NaN.
-        self.highest.masked_fill_(self.highest.isneginf(), 0.0)
-        self.part = logit.sub_(self.highest).exp_()
-        self.sum = self.part.sum(1, keepdim=True)
+        excluded = entries.excluded
+        if excluded is not None:
+            assert len(excluded) == 1, "a tile excludes columns, the same of all rows"
+            excluded = excluded[0]
+        self.softmax, self.logits = softmax, Logits(*entries.places, excluded, *softmax)
+        self._found: Optional[Tuple[Tensor, Tensor]] = None
 
     def log_sum(self) -> Tensor:
-        return (self.highest + self.sum.log()).squeeze(1)
+        self._found = softmax_log_sum(self.entries.score, self.logits)
+        return self._found[0]
 
     def share(self, rows: Rows, sizes: Sequence[Tensor], wanted: bool) -> Share:
-        entries, log_total = self.entries, rows.log_total
-        assert log_total is not None and entries.places is not None
-        log_total = log_total.masked_fill(log_total.isneginf(), 0.0)
-        weight = self.sum.new_ones(()) if entries.row_weight is None else entries.row_weight
-        weight = (weight * self.loss.loss_scale).expand_as(self.sum)
-        if sizes:
-            weight = weight / sizes[0]
-        # Whatever the tile, its highest logit is below; a tile of excluded entries has none.
-        scale = (self.highest - log_total).clamp_(max=0.0).exp_()
-        has_label = (rows.n_positive > 0).to(weight.dtype)
-        row = entries.places[0]
-        of_label = weight[row, 0] / rows.n_positive[row, 0]
-        value = (of_label * (log_total[row, 0] - self.own)).sum()
+        if self._found is None:
+            self.log_sum()
+        assert self._found is not None
+        row, own = self.logits.row, self._found[1]
+        value, slope = softmax_share(
+            self.softmax, row, own, rows, sizes, self.entries.row_weight, self.loss.loss_scale
+        )
         if not wanted:
             return Share(value)
-        grad = self.part.mul_(weight * has_label * scale / self.temperature)
-        grad.index_put_(entries.places, -of_label / self.temperature, accumulate=True)
-        return Share(value, grad)
+        return Share(value, softmax_gradient(self.entries.score, self.logits, slope))
+
+
+def softmax_share(
+    softmax: Softmax,
+    row: Tensor,
+    own: Tensor,
+    rows: Rows,
+    sizes: Sequence[Tensor],
+    row_weight: Optional[Tensor],
+    loss_scale: float,
+) -> Tuple[Tensor, Slope]:
+    """The share of labels in cross-entropy, and what the gradient of their tile is made of.
+
+    Args:
+        softmax: what the loss makes of scores.
+        row, own: (K,) each, rows of the labels, and the logits there.
+        rows: what is known of the whole rows.
+        sizes: see :meth:`LossTile.share`.
+        row_weight: (B, 1), or None: 1.
+        loss_scale: factor of the loss.
+    """
+    assert rows.log_total is not None
+    log_total = rows.log_total.squeeze(1)
+    log_total = log_total.masked_fill(log_total.isneginf(), 0.0)
+    n_positive = rows.n_positive.squeeze(1).to(own.dtype)
+    weight = torch.ones_like(n_positive) if row_weight is None else row_weight.squeeze(1)
+    weight = weight.to(own.dtype) * loss_scale
+    if sizes:
+        weight = weight / sizes[0].to(own.dtype)
+    of_label = weight[row] / n_positive[row]
+    value = (of_label * (log_total[row] - own)).sum()
+    has_label = (n_positive > 0).to(weight.dtype)
+    of_row = weight * has_label / softmax.temperature
+    return value, Slope(log_total.to(own.dtype), of_row, of_label / softmax.temperature)

@@ -1,5 +1,7 @@
 // Vectors of BESSKGE_WIDTH floats, in the compiler's own vector types: one source for every
-// instruction set. Included by each_isa.h inside the namespace of one.
+// instruction set. Included by each_isa.h inside the namespace of one. What needs the instructions
+// of one asks for BESSKGE_WIDTH: the compiler's own macros, such as __AVX512F__, do not follow a
+// pragma before GCC 13.
 
 #undef BESSKGE_INLINE
 #define BESSKGE_INLINE static inline __attribute__((always_inline, unused))
@@ -160,3 +162,49 @@ BESSKGE_INLINE Vec log_one_plus(Vec z) {
   return p * s;
 }
 
+// Computed and rounded by itself: not to be fused into a sum with what follows.
+BESSKGE_INLINE Vec by_itself(Vec v) {
+#if BESSKGE_WIDTH == 16
+  __asm__("" : "+v"(v));
+#elif BESSKGE_WIDTH == 8
+  __asm__("" : "+x"(v));
+#endif
+  return v;
+}
+
+// -- bfloat16, the upper half of a float ---------------------------------------------------------
+
+typedef uint16_t HalfVec __attribute__((vector_size(2 * BESSKGE_WIDTH)));
+typedef uint32_t BitsVec __attribute__((vector_size(4 * BESSKGE_WIDTH)));
+
+BESSKGE_INLINE Vec widened(HalfVec v) { return (Vec)(__builtin_convertvector(v, BitsVec) << 16); }
+
+// Rounded to the nearest, to even where two are as near; what is not a number stays none.
+BESSKGE_INLINE HalfVec narrowed(Vec v) {
+  const BitsVec bits = (BitsVec)v;
+  const BitsVec rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const BitsVec kept = v != v ? (bits >> 16) | 0x40 : rounded;
+  return __builtin_convertvector(kept, HalfVec);
+}
+
+BESSKGE_INLINE Vec load(const uint16_t* from) {
+  HalfVec v;
+  std::memcpy(&v, from, sizeof v);
+  return widened(v);
+}
+
+BESSKGE_INLINE void store(uint16_t* to, Vec v) {
+  const HalfVec half = narrowed(v);
+  std::memcpy(to, &half, sizeof half);
+}
+
+BESSKGE_INLINE Vec load_first(const uint16_t* from, int64_t n) {
+  HalfVec v = {};
+  std::memcpy(&v, from, 2 * static_cast<size_t>(n));
+  return widened(v);
+}
+
+BESSKGE_INLINE void store_first(uint16_t* to, Vec v, int64_t n) {
+  const HalfVec half = narrowed(v);
+  std::memcpy(to, &half, 2 * static_cast<size_t>(n));
+}
