@@ -12,7 +12,8 @@ For "h_shard" and "t_shard" there is no peer axis, and B = P.
 from __future__ import annotations
 
 import abc
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
+from functools import reduce
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from besskge_core.errors import ConfigError
 from besskge_core.negative_sampler import ShardedNegativeSampler
-from besskge_core.philox import BLOCK, Position, Purpose, below, permutation, random_bits
+from besskge_core.ops import take_columns
+from besskge_core.philox import Position, Purpose, permutation, random_below
 from besskge_core.sharding import PartitionedTripleSet
 
 Batch = Dict[str, Tensor]
@@ -223,14 +225,10 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
     ) -> Batch:
         sample_idx = self._by_micro_batch(triples)
         found = dict(self.negative_sampler.draw(sample_idx, position))
-        rows = self.triple_set.triples[sample_idx]
-        columns: Dict[str, NDArray[Any]] = {
-            "head": rows[..., 0],
-            "relation": rows[..., 1],
-            "tail": rows[..., 2],
-        }
+        head, relation, tail = take_columns(self.triple_set.triples, sample_idx).unbind()
         if self.paired:
-            columns["tail"] = columns["tail"].swapaxes(1, 2)
+            tail = tail.transpose(1, 2).contiguous()
+        columns: Dict[str, Any] = {"head": head, "relation": relation, "tail": tail}
         columns.pop(self.triple_set.dummy, None)
         if "negative_entities" in found:
             columns["negative"] = found.pop("negative_entities")
@@ -245,13 +243,16 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
             columns["triple_weight"] = weights
         if self.return_triple_idx:
             columns["triple_idx"] = sample_idx
-        return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in columns.items()}
+        return {
+            name: x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+            for name, x in columns.items()
+        }
 
     def _by_micro_batch(self, per_bucket: NDArray[Scalar]) -> NDArray[Scalar]:
         """(n_bucket, M * drawn) -> (M, S, [S,] P)."""
         shape = self.triple_set.triple_counts.shape
         split = per_bucket.reshape(*shape, self.batches_per_step, self._drawn)
-        split = np.moveaxis(split, -2, 0)
+        split = split.transpose(len(shape), *range(len(shape)), -1)
         return np.concatenate([split, split], axis=-1) if self.duplicate_batch else split
 
     def _weights(
@@ -267,17 +268,15 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         """
         if not self.paired:
             kept = None
-        if weight is None and self._frequency_weight is None and kept is None:
-            return None
-        weights = np.ones(sample_idx.shape)
-        if kept is not None:
-            weights = weights * self._by_micro_batch(kept)
-        if weight is not None:
-            weights = weights * self._by_micro_batch(weight)
+        per_bucket: List[Optional[NDArray[Any]]] = [kept, weight]
+        factors = [self._by_micro_batch(x) for x in per_bucket if x is not None]
         if self._frequency_weight is not None:
-            weights = weights * self._frequency_weight[sample_idx]
+            factors.append(self._frequency_weight[sample_idx])
+        if not factors:
+            return None
         shape = (self.batches_per_step, self.n_shard, self.shard_bs)
-        return weights.reshape(shape).astype(np.float32)
+        product: NDArray[Any] = reduce(np.multiply, factors)
+        return product.reshape(shape).astype(np.float32)
 
 
 class _Steps(Sampler[Draw]):
@@ -350,6 +349,8 @@ class RandomShardedBatchSampler(ShardedBatchSampler):
     def __init__(self, *args: object, bucket_weighting: bool = True, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
         self.bucket_weighting = bucket_weighting
+        counts = self.triple_set.triple_counts.ravel()
+        self._has_empty_bucket, self._bucket_weight = not counts.all(), counts / counts.mean()
 
     @property
     def epoch_size(self) -> int:
@@ -369,16 +370,13 @@ class RandomShardedBatchSampler(ShardedBatchSampler):
     def sample_triples(
         self, position: Position, shuffle: bool
     ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]], Optional[NDArray[np.float64]]]:
-        width = self.partition_sample_size
-        padded = -(-width // BLOCK) * BLOCK
-        bits = random_bits(self.seed, Purpose.TRIPLES, position, self.n_bucket * padded)
-        counts = self.triple_set.triple_counts.reshape(-1, 1)
-        places = below(bits.reshape(-1, padded)[:, :width], counts)
-        triples, kept = self._at(places)
-        mask = None if counts.all() else kept
+        width, counts = self.partition_sample_size, self.triple_set.triple_counts.ravel()
+        places = random_below(self.seed, Purpose.TRIPLES, position, counts, width)
+        first = self.triple_set.triple_offsets.reshape(-1, 1)
+        triples, mask = self._at(places) if self._has_empty_bucket else (first + places, None)
         if not self.bucket_weighting:
             return triples, mask, None
-        return triples, mask, np.broadcast_to(counts / counts.mean(), triples.shape)
+        return triples, mask, self._bucket_weight.repeat(width).reshape(triples.shape)
 
 
 def frequency_weight(triple_set: PartitionedTripleSet, smoothing: float) -> NDArray[np.float64]:

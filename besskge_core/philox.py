@@ -9,7 +9,7 @@ counter *is* the address, and a worker may begin in the middle of a row.
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import NamedTuple, Optional, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,24 @@ class Purpose(enum.IntEnum):
     BUCKETS = 6
 
 
+class Draws(Protocol):
+    """The functions of this module that native code may serve, with their names and arguments."""
+
+    def random_below(
+        self, seed: int, purpose: Purpose, position: Position, bounds: NDArray[np.integer],
+        width: int, dtype: type,
+    ) -> NDArray[np.integer]: ...  # fmt: skip
+
+    def permutation(
+        self, seed: int, purpose: Purpose, position: Position, n: int
+    ) -> NDArray[np.int64]: ...
+
+
+#: Draws the same integers in native code, or None: `besskge_core.ops.sample` puts it here, for this
+#: layer knows no torch.
+native: Optional[Draws] = None
+
+
 def random_bits(
     seed: int, purpose: Purpose, position: Position, n: int, start: int = 0
 ) -> NDArray[np.uint64]:
@@ -55,8 +73,7 @@ def random_bits(
     Raises:
         ValueError: a negative or too large seed, or a `start` inside a block.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    _check_seed(seed)
     if start % BLOCK:
         raise ValueError(f"start must be a multiple of {BLOCK}, got {start}")
     key = np.array([seed, int(purpose)], dtype=np.uint64)
@@ -75,6 +92,40 @@ def below(bits: NDArray[np.uint64], bound: NDArray[np.integer] | int) -> NDArray
     return (bits % divisor).astype(np.int64)
 
 
+def random_below(
+    seed: int,
+    purpose: Purpose,
+    position: Position,
+    bounds: NDArray[np.integer],
+    width: int,
+    dtype: type = np.int64,
+) -> NDArray[np.integer]:
+    """Integers below several bounds, which follow each other in the row.
+
+    Args:
+        seed: any non-negative integer below 2**64.
+        purpose: see :class:`Purpose`.
+        position: epoch and step.
+        bounds: integers (G,).
+        width: how many integers below each bound.
+        dtype: numpy.int32 or numpy.int64.
+
+    Returns:
+        (G, width): :func:`below` of the numbers from `g * padded` on, where `padded` is the width
+        rounded up to a multiple of :data:`BLOCK`.
+
+    Raises:
+        ValueError: a negative or too large seed.
+    """
+    _check_seed(seed)
+    if native is not None:
+        return native.random_below(seed, purpose, position, bounds, width, dtype)
+    padded = -(-width // BLOCK) * BLOCK
+    bits = random_bits(seed, purpose, position, len(bounds) * padded)
+    parts = bits.reshape(len(bounds), padded)[:, :width]
+    return below(parts, bounds[:, None]).astype(dtype, copy=False)
+
+
 def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Numbers in [0, 1), of the upper 53 bits, as many as a float64 holds."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -82,4 +133,12 @@ def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
 
 def permutation(seed: int, purpose: Purpose, position: Position, n: int) -> NDArray[np.int64]:
     """int64 (n,): a permutation of 0 .. n - 1, by sorting n random numbers."""
+    _check_seed(seed)
+    if native is not None:
+        return native.permutation(seed, purpose, position, n)
     return random_bits(seed, purpose, position, n).argsort(kind="stable")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Dict, List, Mapping, Optional, Tuple
+from typing import ClassVar, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from besskge_core.bess import fused
 from besskge_core.bess.filtering import exclude_pairs, known_candidates, pad_pairs
 from besskge_core.bess.layout import MicroBatch, Scored, Side, of_side, sides_of, weights_of
 from besskge_core.bess.tables import OverTables
@@ -20,7 +21,7 @@ from besskge_core.known import KnownTriples
 from besskge_core.loss import Loss
 from besskge_core.metric import Evaluation
 from besskge_core.negative_sampler import ShardedNegativeSampler
-from besskge_core.ops import gather
+from besskge_core.ops import RowPlan, gather
 from besskge_core.regularizer import Regularizer
 from besskge_core.scoring import BaseScoreFunction, Heads
 from besskge_core.shapes import match_shapes
@@ -52,6 +53,10 @@ class BessKGE(OverTables, abc.ABC):
         "negative_filter", "heads_replaced", "hub",
     )  # fmt: skip
 
+    #: Whether every positive meets the shared negatives of all shards, not those sent to its own;
+    #: None: a class that is not known to compute what its base does.
+    _pools_lists: ClassVar[Optional[bool]] = None
+
     def __init__(
         self,
         negative_sampler: ShardedNegativeSampler,
@@ -81,8 +86,11 @@ class BessKGE(OverTables, abc.ABC):
     def __init_subclass__(cls, **options: object) -> None:
         # Who overrides score_batch alone, of whichever class, is to be asked for the scores.
         super().__init_subclass__(**options)
-        if "score_batch" in vars(cls) and "_score" not in vars(cls):
+        own = vars(cls)
+        if "score_batch" in own and "_score" not in own:
             cls._score = BessKGE._score  # type: ignore[method-assign]
+        if own.keys() & {"score_batch", "_score", "_loss", "lookups"} and "_pools_lists" not in own:
+            cls._pools_lists = None
 
     @property
     def n_embedding_parameters(self) -> int:
@@ -102,6 +110,7 @@ class BessKGE(OverTables, abc.ABC):
         negative_filter: Optional[Tensor] = None,
         heads_replaced: Optional[Tensor] = None,
         hub: Optional[Tensor] = None,
+        plan: Optional[RowPlan] = None,
     ) -> Dict[str, Tensor]:
         """Gather rows, exchange them, score, and compute loss and metrics.
 
@@ -119,6 +128,7 @@ class BessKGE(OverTables, abc.ABC):
             heads_replaced: bool (L, S, P), the side of each triple, for the scheme "either".
             hub: (L, H), rows of the hubs that live here; rows of `head` and `tail` from E on then
                 count all hubs, those of the first shard first.
+            plan: of :meth:`rows_read`, for negatives of each triple; made where it is missing.
 
         Returns:
             "loss" (): mean over the hosted shards of the loss of each shard's micro-batch.
@@ -145,6 +155,10 @@ class BessKGE(OverTables, abc.ABC):
         batch = MicroBatch(
             head, relation, tail, negative, triple_mask, heads_replaced, hub, negative_mask
         )
+        how = None if negative_filter is not None else fused.fused(self, batch)
+        if how is not None:
+            weight = weights_of(head, triple_weight, triple_mask)
+            return {"loss": fused.fused_loss(self, how, batch, weight, plan)}
         with self.score_fn.pooling(self._shares_candidates):
             scored = self._score(batch)
         if negative_mask is not None:
@@ -184,6 +198,28 @@ class BessKGE(OverTables, abc.ABC):
         None, if that is not known; then the update groups the rows itself.
         """
         return None
+
+    def rows_read(self, columns: Mapping[str, Tensor]) -> Optional[Tensor]:
+        """Rows of all tables, laid end to end, that a step reads, in the order of their gradients.
+
+        Args:
+            columns: what :meth:`forward` takes, of all shards.
+
+        Returns:
+            int64 (K,), or None if that is not known.
+        """
+        names = MicroBatch._fields
+        batch = MicroBatch(**{name: columns[name] for name in names if name in columns})
+        if "negative_filter" not in columns:
+            how = fused.fused(self, batch)
+            if how is not None:
+                return fused.rows_read(self, how, batch).view(-1)
+        index = self.lookups(batch.head, batch.tail, batch.negative, batch.hub)
+        if index is None:
+            return None
+        n_row = self.entity_embedding.shape[1]
+        shard = torch.arange(len(index), device=index.device)
+        return (index + n_row * shard[:, None]).view(-1)
 
     def columns(self, x: Tensor, n_positive: int) -> Tensor:
         """What belongs to each negative, such as its ID, in the order of the scores.

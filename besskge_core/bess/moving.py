@@ -25,6 +25,8 @@ class EmbeddingMovingBessKGE(BessKGE):
     are shared and rows are narrow against the number of scores.
     """
 
+    _pools_lists = False
+
     def lookups(
         self, head: Tensor, tail: Tensor, negative: Tensor, hub: Optional[Tensor] = None
     ) -> Tensor:
@@ -120,6 +122,8 @@ class ScoreMovingBessKGE(BessKGE):
     Negatives do not travel. With negatives in flat format, drawn at random, every query is scored
     against the lists of all shards: S * S * N candidates.
     """
+
+    _pools_lists = True
 
     def __init__(
         self,

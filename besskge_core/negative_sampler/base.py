@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from typing import Dict, Optional, Tuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from besskge_core.errors import ConfigError
 from besskge_core.known import KnownTriples
-from besskge_core.philox import BLOCK, Position, Purpose, random_bits
+from besskge_core.philox import BLOCK, Position, Purpose, random_below, random_bits
 
 
 class ShardedNegativeSampler(abc.ABC):
@@ -77,7 +78,7 @@ class ShardedNegativeSampler(abc.ABC):
         """B: blocks of negatives of one shard and micro-batch."""
         if self.flat_negative_format:
             return 2 if self.corruption_scheme == "ht" else 1
-        return int(np.prod(sample_idx.shape[2:]))
+        return math.prod(sample_idx.shape[2:])
 
     def corrupts_heads(self, sample_idx: NDArray[np.integer]) -> NDArray[np.bool_]:
         """bool (P,): whether the p-th triple of a bucket gets its head replaced."""
@@ -90,11 +91,20 @@ class ShardedNegativeSampler(abc.ABC):
         """Random (M, S, ...) numbers; those of a source shard lie together, so that a worker
         can draw its own alone."""
         n_micro, n_shard, *rest = shape
-        width = n_micro * int(np.prod(rest))
+        width = n_micro * math.prod(rest)
         padded = -(-width // BLOCK) * BLOCK
         bits = random_bits(self.seed, Purpose.NEGATIVES, position, n_shard * padded)
         rows = bits.reshape(n_shard, padded)[:, :width].reshape(n_shard, n_micro, *rest)
         return rows.swapaxes(0, 1)
+
+    def _below(
+        self, bounds: NDArray[np.integer], shape: Tuple[int, ...], position: Position
+    ) -> NDArray[np.integer]:
+        """int32 (M, S, ...): what these numbers are below the bound (S,) of each source shard."""
+        n_micro, n_shard, *rest = shape
+        width = n_micro * math.prod(rest)
+        drawn = random_below(self.seed, Purpose.NEGATIVES, position, bounds, width, np.int32)
+        return drawn.reshape(n_shard, n_micro, *rest).swapaxes(0, 1)
 
 
 class PlaceholderNegativeSampler(ShardedNegativeSampler):

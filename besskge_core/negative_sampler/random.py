@@ -47,6 +47,8 @@ class RandomShardedNegativeSampler(ShardedNegativeSampler):
     ) -> Dict[str, NDArray[np.generic]]:
         n_micro, n_shard = sample_idx.shape[:2]
         shape = (n_micro, n_shard, n_shard, self.n_block(sample_idx), self.n_negative)
+        if type(self).rows is RandomShardedNegativeSampler.rows:  # in one pass, without the bits
+            return {"negative_entities": self._below(self.sharding.shard_counts, shape, position)}
         rows = self.rows(self._bits(shape, position))
         return {"negative_entities": rows.astype(np.int32)}
 

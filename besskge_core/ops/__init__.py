@@ -6,8 +6,12 @@ The reference defines the meaning of an operation, and serves it wherever no nat
 from __future__ import annotations
 
 from besskge_core.ops.gather import gather
+from besskge_core.ops.indexed import indexed
+from besskge_core.ops.pairwise import pairwise
 from besskge_core.ops.rank_counts import Filter, rank_counts
 from besskge_core.ops.rows import RowPlan, plan_rows, sparse_rows, sum_rows
+from besskge_core.ops.sample import take_columns
+from besskge_core.ops.sampled_loss import LossRule, Pairing, sampled_loss
 from besskge_core.ops.softmax_tiles import Logits, Slope, softmax_gradient, softmax_log_sum
 from besskge_core.ops.tile_products import (
     Scored,
@@ -18,20 +22,8 @@ from besskge_core.ops.tile_products import (
 )
 
 __all__ = [
-    "Filter",
-    "Logits",
-    "RowPlan",
-    "Scored",
-    "Slope",
-    "buffer",
-    "gather",
-    "inner_products",
-    "plan_rows",
-    "rank_counts",
-    "softmax_gradient",
-    "softmax_gradients",
-    "softmax_log_sum",
-    "softmax_scores",
-    "sparse_rows",
-    "sum_rows",
-]
+    "Filter", "Logits", "LossRule", "Pairing", "RowPlan", "Scored", "Slope", "buffer", "gather",
+    "indexed", "inner_products", "pairwise", "plan_rows", "rank_counts", "sampled_loss",
+    "softmax_gradient", "softmax_gradients", "softmax_log_sum", "softmax_scores", "sparse_rows",
+    "sum_rows", "take_columns",
+]  # fmt: skip

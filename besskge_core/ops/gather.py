@@ -11,7 +11,10 @@ from typing import Any, Tuple
 import torch
 from torch import Tensor
 
+from besskge_core.ops.native import NATIVE, register_fake
 from besskge_core.shapes import match_shapes
+
+_NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def gather(table: Tensor, index: Tensor) -> Tensor:
@@ -27,8 +30,24 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
 
     Raises:
         ShapeError: on other shapes.
+        IndexError: an index out of range, on the CPU.
     """
     match_shapes(table=(table, "L E D"), index=(index, "L K"))
+    if NATIVE and table.device.type == "cpu" and table.dtype in _NATIVE_DTYPES:
+        rows: Tensor = torch.ops.besskge.gather(table, index)
+        return rows
+    return reference(table, index)
+
+
+def reference(table: Tensor, index: Tensor) -> Tensor:
+    """The meaning of :func:`gather`, in plain torch."""
+    if index.device.type == "cpu" and index.numel():  # elsewhere, looking would wait for the device
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= table.shape[1]:
+            raise IndexError(
+                f"gather: index {low if low < 0 else high} is out of range for a table of"
+                f" {table.shape[1]} rows"
+            )
     out: Tensor = _Gather.apply(table, index)
     return out
 
@@ -52,3 +71,13 @@ class _Gather(torch.autograd.Function):
         values = grad.flatten(end_dim=1)
         sparse = torch.sparse_coo_tensor(entry, values, ctx.table_shape, check_invariants=False)
         return sparse, None
+
+
+@register_fake("gather")
+def _(table: Tensor, index: Tensor) -> Tensor:
+    return table.new_empty((index.shape[0], index.shape[1], table.shape[2]))
+
+
+@register_fake("lookup_entries")
+def _(index: Tensor) -> Tensor:
+    return index.new_empty((2, index.numel()), dtype=torch.int64)

@@ -7,6 +7,7 @@ import warnings
 from typing import Any, Callable
 
 import torch
+from torch import Tensor
 
 #: Why operations run on their references; empty if they are native.
 MISSING = ""
@@ -25,6 +26,12 @@ except ImportError as error:  # built for another torch or Python
     )
 
 NATIVE = not MISSING
+
+
+def serves(x: Tensor, *dtypes: torch.dtype) -> bool:
+    """Whether native operations compute with `x`: on a CPU, of these dtypes, and not while a graph
+    is traced for another device."""
+    return NATIVE and x.device.type == "cpu" and x.dtype in dtypes and not torch.jit.is_tracing()
 
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

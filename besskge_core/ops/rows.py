@@ -4,12 +4,13 @@ The rows do not depend on the weights, so they are sorted and de-duplicated when
 made; the update is then one pass over the touched rows, in a fixed order.
 
 Axes:
+    L: hosted shard      E: rows of a shard's table
     K: look-ups of a step      U: distinct rows among them      D: width of a row
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Tuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from besskge_core.counting import counting_argsort, run_starts
+from besskge_core.ops.native import NATIVE, register_fake
 
 
 class RowPlan(NamedTuple):
@@ -37,15 +39,42 @@ def plan_rows(rows: Tensor, n_row: int) -> RowPlan:
     """Group look-ups by row, with a counting sort.
 
     Args:
-        rows: integer (K,), in [0, n_row).
-        n_row: number of rows that there are.
+        rows: int32 or int64 (K,), in [0, n_row); or (L, K), where those of shard l count from
+            l * n_row.
+        n_row: E, rows of a table.
+
+    Raises:
+        IndexError: a row out of range.
     """
+    if NATIVE and rows.device.type == "cpu":
+        return RowPlan(*torch.ops.besskge.plan_rows(rows, n_row))
+    return reference(rows, n_row)
+
+
+def reference(rows: Tensor, n_row: int) -> RowPlan:
+    """The meaning of :func:`plan_rows`, in NumPy."""
     keys = rows.detach().cpu().numpy()
+    outside = (keys < 0) | (keys >= n_row)
+    if outside.any():
+        raise IndexError(
+            f"plan_rows: row {keys[outside][0]} is out of range for a table of {n_row} rows"
+        )
+    if keys.ndim == 2:
+        n_host = len(keys)
+        keys = (keys + n_row * np.arange(n_host)[:, None]).ravel()
+        n_row *= n_host
     order = counting_argsort(keys, n_row)
     grouped = keys[order]
     starts = run_starts(grouped)
     plan = (grouped[starts].astype(np.int64), starts, order)
     return RowPlan(*(torch.from_numpy(part).to(rows.device) for part in plan))
+
+
+@register_fake("plan_rows")
+def _(rows: Tensor, n_row: int) -> Tuple[Tensor, Tensor, Tensor]:
+    n_unique = torch.library.get_ctx().new_dynamic_size()
+    unique = rows.new_empty((n_unique,), dtype=torch.int64)
+    return unique, torch.empty_like(unique), rows.new_empty((rows.numel(),), dtype=torch.int64)
 
 
 def sparse_rows(grad: Tensor) -> Tensor:
@@ -55,6 +84,12 @@ def sparse_rows(grad: Tensor) -> Tensor:
     for axis in range(1, len(indices)):
         rows = rows * grad.shape[axis] + indices[axis]
     return rows
+
+
+def coordinates(row: Tensor, n_row: int) -> Tensor:
+    """int64 (2, K): table and row of rows (K,) of tables laid end to end, each n_row long."""
+    table = torch.div(row, n_row, rounding_mode="floor")
+    return torch.stack([table, row - n_row * table])
 
 
 def sum_rows(values: Tensor, plan: RowPlan) -> Tensor:

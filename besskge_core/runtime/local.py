@@ -120,7 +120,7 @@ class LocalRuntime:
 
     def _split(self, batch: Mapping[str, Tensor]) -> List[Dict[str, Tensor]]:
         """Columns (M, S, ...) or (M * S, ...) -> M times columns (L, ...)."""
-        columns = {name: batch[name] for name in self.model.inputs if name in batch}
+        columns = {x: batch[x].to(self.device) for x in self.model.inputs if x in batch}
         n_axis = 4 if self.model.paired else 3  # of (M, S, [S,] P)
         if batch["relation"].dim() == n_axis - 1:
             if batch["relation"].shape[0] % self.n_shard:
@@ -129,8 +129,7 @@ class LocalRuntime:
                     f" with S={self.n_shard}"
                 )
             columns = {k: x.unflatten(0, (-1, self.n_shard)) for k, x in columns.items()}
-        n_micro = columns["relation"].shape[0]
-        return [{k: x[i].to(self.device) for k, x in columns.items()} for i in range(n_micro)]
+        return [dict(zip(columns, micro)) for micro in zip(*(x.unbind() for x in columns.values()))]
 
     def _plan(self, columns: Dict[str, Tensor]) -> Planned:
         if isinstance(self.model, QueryBESS):
@@ -138,21 +137,18 @@ class LocalRuntime:
         columns = self.model.prepare(columns)
         if isinstance(self.model, AllEntitiesBessKGE):
             return Planned(columns, None)
-        index = self.model.lookups(
-            columns["head"], columns["tail"], columns["negative"], columns.get("hub")
-        )
-        if index is None:
+        rows = self.model.rows_read(columns)
+        if rows is None:
             return Planned(columns, None)
-        n_row = self.model.entity_embedding.shape[1]
-        shard = torch.arange(index.shape[0], device=index.device)
-        flat = (index + n_row * shard[:, None]).flatten()
-        return Planned(columns, plan_rows(flat, index.shape[0] * n_row))
+        return Planned(columns, plan_rows(rows, self.model.entity_embedding[..., 0].numel()))
 
     def _train(
         self, micro: Planned, optimizer: torch.optim.Optimizer, before_update: Callable[[], None]
     ) -> Dict[str, Tensor]:
         optimizer.zero_grad(set_to_none=True)
-        out = self.model(**micro.columns)
+        # Only sampled negatives have a plan, and a batch without one needs none.
+        planned = {} if micro.plan is None else {"plan": micro.plan}
+        out = self.model(**micro.columns, **planned)
         loss = out["loss"]
         if not torch.isfinite(loss):
             raise NonFiniteLossError(
@@ -166,8 +162,9 @@ class LocalRuntime:
                     parameter.grad = parameter.grad.to_dense()
         before_update()
         plan, grad = micro.plan, self.model.entity_embedding.grad
-        if grad is not None and grad.is_sparse and grad.is_coalesced():
-            plan = None  # which is of the look-ups one by one
+        if plan is not None and grad is not None and grad.is_sparse:
+            if grad._nnz() != len(plan.order):
+                plan = None  # which is of the look-ups one by one
         if isinstance(optimizer, RowOptimizer):
             optimizer.step(plans=None if plan is None else {self.model.entity_embedding: plan})
         else:

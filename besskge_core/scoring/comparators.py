@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import abc
 
+from typing import Optional
+
 import torch
 from torch import Tensor
 
+from besskge_core.ops.pairwise import least_square, pairwise, serves
 from besskge_core.scoring.tiles import in_tiles
+
+
+_NATIVE_NORMS = {1: "l1", 2: "l2"}
 
 
 class Comparator(abc.ABC):
@@ -67,13 +73,15 @@ class ModulusDistance(Comparator):
         if self.p == 2:
             return -norm(q - e, 2)
         # Not hypot, whose gradient at 0 is not a number.
-        return -norm((re * re + im * im).clamp(min=_least_square(q.dtype)).sqrt(), self.p)
+        return -norm((re * re + im * im).clamp(min=least_square(q.dtype)).sqrt(), self.p)
 
     def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
         if e.dim() == 3:
             return self.rowwise(q.unsqueeze(-2), e)
         if self.p == 2:
             return -distance_matrix(q, e, 2)
+        if self.p == 1 and serves(q):
+            return pairwise(q, e, "modulus")
         return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile), e, q.numel())
 
 
@@ -90,13 +98,9 @@ class TorusDistance(Comparator):
     def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
         if e.dim() == 3:
             return self.rowwise(q.unsqueeze(-2), e)
+        if self.p in _NATIVE_NORMS and serves(q):
+            return pairwise(q, e, f"torus_{_NATIVE_NORMS[self.p]}")
         return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile), e, q.numel())
-
-
-def _least_square(dtype: torch.dtype) -> float:
-    """Squared moduli are kept above this, where the square root still has a gradient."""
-    info = torch.finfo(dtype)
-    return max(1e-30, info.tiny * info.eps)  # in float16 the smallest number that there is
 
 
 def norm(x: Tensor, p: float) -> Tensor:
@@ -123,5 +127,14 @@ def widened(x: Tensor) -> Tensor:
 
 def distance_matrix(a: Tensor, b: Tensor, p: float) -> Tensor:
     """a (M, D), b (N, D) -> (M, N), the p-norm of every difference; of halves by way of float32."""
+    if p in _NATIVE_NORMS and serves(a):
+        return -pairwise(a, b, _NATIVE_NORMS[p])
     mode = "donot_use_mm_for_euclid_dist"
     return torch.cdist(widened(a), widened(b), p=p, compute_mode=mode).to(a.dtype)
+
+
+def scaled_distances(q: Tensor, e: Tensor, weight: Tensor, p: float) -> Optional[Tensor]:
+    """q (B, D), e (N, D), weight (B, D) -> (B, N), p-norms of q - weight o e; None: not native."""
+    if p in _NATIVE_NORMS and serves(q):
+        return -pairwise(q, e, _NATIVE_NORMS[p], weight)
+    return None

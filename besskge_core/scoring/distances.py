@@ -19,9 +19,10 @@ from besskge_core.scoring.comparators import (
     ModulusDistance,
     TorusDistance,
     norm,
+    scaled_distances,
     unit,
 )
-from besskge_core.scoring.formula import PairScore, QueryScore, ScoreFormula
+from besskge_core.scoring.formula import Heads, PairScore, QueryScore, ScoreFormula
 from besskge_core.scoring.initializers import init_symmetric_uniform
 from besskge_core.scoring.models import DistanceModel, NamedScoreFunction, SimilarityModel
 from besskge_core.scoring.operators import Rotation, Translation
@@ -91,6 +92,19 @@ class ScaledDistance(PairScore):
         r_h, *r_m, r_t = self.split(r, self.relation_parts)
         moved = h * (r_h + self.u) - t * (r_t + self.u)
         return -norm(moved + r_m[0] if r_m else moved, self.p)
+
+    def pairwise(self, q: Tensor, e: Tensor, heads: Heads) -> Tensor:
+        if e.dim() == 2 and not isinstance(heads, Tensor):
+            known, r_h, *r_m, r_t = self.split(q, ("d", *self.relation_parts))
+            of_known, of_candidate = (r_t, r_h) if heads else (r_h, r_t)
+            moved = known * (of_known + self.u)
+            if r_m:
+                moved = moved - r_m[0] if heads else moved + r_m[0]
+            prepared = self.prepare_entity(e)
+            distances = scaled_distances(moved, prepared, of_candidate + self.u, self.p)
+            if distances is not None:
+                return -distances
+        return super().pairwise(q, e, heads)
 
 
 @SCORE_FUNCTIONS.register("pairre")

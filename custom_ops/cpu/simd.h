@@ -37,6 +37,19 @@ BESSKGE_INLINE void store_first(float* to, Vec v, int64_t n) {
 #endif
 }
 
+// Of rows whose length is no multiple of kWidth: n are left, perhaps more than a vector.
+BESSKGE_INLINE Vec load_some(const float* from, int64_t n) {
+  return n < kWidth ? load_first(from, n) : load(from);
+}
+
+BESSKGE_INLINE void store_some(float* to, Vec v, int64_t n) {
+  if (n < kWidth) {
+    store_first(to, v, n);
+  } else {
+    store(to, v);
+  }
+}
+
 BESSKGE_INLINE Vec all(float x) { return x - Vec{}; }
 
 BESSKGE_INLINE Vec as_float(IntVec bits) { return (Vec)bits; }
@@ -50,7 +63,7 @@ BESSKGE_INLINE Vec smaller(Vec a, Vec b) { return a < b ? a : b; }  // b if one 
 
 BESSKGE_INLINE Vec square_root(Vec v) {
 #if BESSKGE_WIDTH == 16
-  return (Vec)_mm512_sqrt_ps((__m512)v);
+  return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);
 #elif BESSKGE_WIDTH == 8
   return (Vec)_mm256_sqrt_ps((__m256)v);
 #else
@@ -59,10 +72,43 @@ BESSKGE_INLINE Vec square_root(Vec v) {
 #endif
 }
 
+// The nearest integer of |v| below 2^22, ties to even.
+BESSKGE_INLINE Vec nearest(Vec v) { return (v + 12582912.0f) - 12582912.0f; }
+
+// c with the sign of d, or against it where d is negative; 0 where d is 0.
+BESSKGE_INLINE Vec with_sign_of(Vec c, Vec d) {
+#if BESSKGE_WIDTH == 16
+  const __mmask16 some = _mm512_cmp_ps_mask((__m512)d, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  const __m512i sign = _mm512_set1_epi32(static_cast<int32_t>(0x80000000u));
+  return (Vec)_mm512_maskz_ternarylogic_epi32(some, (__m512i)d, sign, (__m512i)c, 0x6a);
+#else
+  return as_float((as_int(c) ^ sign_bit(d)) & (d != Vec{}));
+#endif
+}
+
+// 1 / sqrt(v) of finite v to 2e-7 of its value; below 1e-30 as there.
+BESSKGE_INLINE Vec inverse_root(Vec v) {
+  const Vec positive = larger(v, all(1e-30f));
+#if BESSKGE_WIDTH == 16
+  const Vec guess = (Vec)_mm512_maskz_rsqrt14_ps(0xffff, (__m512)positive);
+  return guess * (1.5f - (0.5f * positive) * (guess * guess));
+#else
+  return 1.0f / square_root(positive);
+#endif
+}
+
 BESSKGE_INLINE float sum(Vec v) {
   float total[kWidth];
+#if BESSKGE_WIDTH == 16
+  const __m256 halves = _mm256_add_ps(_mm512_castps512_ps256((__m512)v),
+                                      _mm512_maskz_extractf32x8_ps(0xff, (__m512)v, 1));
+  _mm256_storeu_ps(total, halves);
+  constexpr int kLeft = kWidth / 2;
+#else
   store(total, v);
-  for (int half = kWidth / 2; half > 0; half /= 2) {
+  constexpr int kLeft = kWidth;
+#endif
+  for (int half = kLeft / 2; half > 0; half /= 2) {
     for (int i = 0; i < half; ++i) total[i] += total[i + half];
   }
   return total[0];

@@ -1,0 +1,79 @@
+"""Which score functions native operations compute, and in which terms."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from besskge_core.scoring.base import BaseScoreFunction, FormulaScoreFunction
+from besskge_core.scoring.comparators import Comparator, Distance, Dot, ModulusDistance
+from besskge_core.scoring.formula import QueryScore
+from besskge_core.scoring.operators import ComplexScaling, Rotation, Scaling, Translation
+
+#: What an operator does, by its exact class: a subclass may do something else.
+_MOVES = {
+    Translation: "translation",
+    Scaling: "scaling",
+    ComplexScaling: "complex_scaling",
+    Rotation: "complex_scaling",
+}
+
+
+class NativeForm(NamedTuple):
+    """A score function in the terms of :mod:`besskge_core.ops.sampled_loss`.
+
+    Attributes:
+        move, comparison: see there.
+        relation: (M, D), what entities are moved by.
+    """
+
+    move: str
+    comparison: str
+    relation: Tensor
+
+
+def native_form(score_fn: BaseScoreFunction) -> Optional[NativeForm]:
+    """The terms of a score function, or None: it is scored as it says itself."""
+    names = native_terms(score_fn)
+    if names is None:
+        return None
+    relation: Tensor = score_fn.relation_embedding
+    if type(score_fn.formula.operator) is Rotation:  # type: ignore[union-attr]
+        relation = torch.cat([relation.cos(), relation.sin()], dim=-1)
+    return NativeForm(*names, relation)
+
+
+def native_terms(score_fn: BaseScoreFunction) -> Optional[Tuple[str, str]]:
+    """`move` and `comparison` of a score function, or None."""
+    representations = score_fn.entity_representation, score_fn.relation_representation
+    if not _asks_its_formula(score_fn) or representations != (None, None):
+        return None
+    formula = score_fn.formula
+    if type(formula) is not QueryScore:
+        return None
+    move = _MOVES.get(type(formula.operator))  # type: ignore[arg-type]
+    comparison = comparison_of(formula.comparator)
+    return None if move is None or comparison is None else (move, comparison)
+
+
+def comparison_of(comparator: Comparator) -> Optional[str]:
+    """The name of a comparator, or None."""
+    if type(comparator) is Dot:
+        return "dot"
+    if type(comparator) in (Distance, ModulusDistance):
+        p = comparator.p  # type: ignore[attr-defined]
+        if p == 2:  # of complex moduli the same
+            return "l2"
+        if p == 1:
+            return "l1" if type(comparator) is Distance else "modulus"
+    return None
+
+
+def _asks_its_formula(score_fn: BaseScoreFunction) -> bool:
+    """Whether scores are those of the formula, none of them written anew."""
+    names = ("query", "score_query", "score_candidates", "entities", "relation")
+    return isinstance(score_fn, FormulaScoreFunction) and all(
+        getattr(type(score_fn), name) is getattr(FormulaScoreFunction, name) for name in names
+    )
