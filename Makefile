@@ -32,15 +32,17 @@ test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
 # The tests of the native operations, on a build of its own that stops at memory errors. Python is
-# not built so, hence the preloaded runtime, and what Python keeps at its end is no leak of ours.
+# not built so: the runtime is preloaded, with the library whose throw it watches, and what Python
+# keeps at its end is no leak of ours.
 ASAN := build/asan
-ASAN_TESTS := $(addprefix $(CURDIR)/tests/,test_ops.py test_native.py test_optim.py test_scatter_update.py)
+ASAN_TESTS := test_ops.py test_native.py test_optim.py test_scatter_update.py
 asan: $(READY)
 	CFLAGS="-fsanitize=address -fno-omit-frame-pointer" LDFLAGS="-fsanitize=address" \
 	  $(BIN)/python setup.py -q build --build-base $(ASAN)-objects --build-lib $(ASAN)
-	cd $(ASAN) && ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so)" \
-	  $(abspath $(BIN))/python -m pytest -q -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) \
-	  -p no:cacheprovider $(ASAN_TESTS) $(ARGS)
+	path() { $${CXX:-c++} -print-file-name=$$1; } && cd $(ASAN) && \
+	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(path libasan.so) $$(path libstdc++.so)" \
+	  $(abspath $(BIN))/python -m pytest -q -s -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) \
+	  -p no:cacheprovider $(addprefix $(CURDIR)/tests/,$(ASAN_TESTS)) $(ARGS)
 
 ci: format-check lint types test
 
