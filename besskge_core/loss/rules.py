@@ -135,7 +135,9 @@ def _pairs(loss_fn: Any, n: int) -> Optional[Rule]:
         activation = _MODULES.get(type(loss_fn.margin_activation))
     if activation is None:
         return None
-    rule = _reduced(loss_fn, LossRule("ranking", activation, margin=getattr(loss_fn, "margin", 0.0)))
+    rule = _reduced(
+        loss_fn, LossRule("ranking", activation, margin=getattr(loss_fn, "margin", 0.0))
+    )
     if rule.is_mean:
         return rule
     return rule._replace(loss=rule.loss._replace(scale=rule.loss.scale * n))

@@ -68,7 +68,9 @@ class _Indexed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         q, table, index, scores = ctx.saved_tensors
         plan = ctx.plan or plan_rows(index.new_empty(0), 0)
-        if ctx.plan is None:  # the table is frozen: no row has a gradient, but the order is asked for
+        if (
+            ctx.plan is None
+        ):  # the table is frozen: no row has a gradient, but the order is asked for
             plan = plan._replace(order=torch.arange(index.numel()))
         dq, rows = torch.ops.besskge.indexed_backward(
             grad, scores, q, table.view(-1, table.shape[-1]), index, ctx.comparison, *plan

@@ -50,7 +50,7 @@ NATIVE = not MISSING
 def serves(x: Tensor, *dtypes: torch.dtype) -> bool:
     """Whether native operations compute with `x`: on a CPU, of these dtypes, and not while a graph
     is traced for another device."""
-    return NATIVE and x.is_cpu and x.dtype in dtypes and not torch.jit.is_tracing()
+    return NATIVE and x.is_cpu and x.dtype in dtypes and not torch._C._get_tracing_state()
 
 
 def operations() -> List[str]:

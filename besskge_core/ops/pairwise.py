@@ -70,9 +70,7 @@ class _Pairwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         q, e, weight, scores = ctx.saved_tensors
-        dq, de, dw = torch.ops.besskge.pairwise_backward(
-            grad, scores, q, e, ctx.comparison, weight
-        )
+        dq, de, dw = torch.ops.besskge.pairwise_backward(grad, scores, q, e, ctx.comparison, weight)
         return dq, de, None if weight is None else dw, None
 
 

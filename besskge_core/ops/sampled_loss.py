@@ -13,7 +13,7 @@ Axes:
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,11 @@ from besskge_core.shapes import match_shapes
 #: parts first. Where heads are asked for, what undoes it: x - r, x r, x conj(r).
 MOVES = ("translation", "scaling", "complex_scaling")
 
-ACTIVATIONS = {"relu": F.relu, "softplus": F.softplus, "identity": lambda x: x}
+ACTIVATIONS: Dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "softplus": F.softplus,
+    "identity": lambda x: x,
+}
 
 
 class LossRule(NamedTuple):
@@ -147,7 +151,10 @@ class _SampledLoss(torch.autograd.Function):
         pairing: Pairing, rule: LossRule, weight: Optional[Tensor], plan: Optional[RowPlan],
         wanted: bool,
     ) -> Tensor:  # fmt: skip
-        flat, weights = table.view(-1, table.shape[-1]), [None] * len(index) if weight is None else weight
+        flat, weights = (
+            table.view(-1, table.shape[-1]),
+            [None] * len(index) if weight is None else weight,
+        )
         found = [
             torch.ops.besskge.sampled_loss(
                 flat, rows, relation, ids, of_group, *pairing, *rule[:3], rule[3:9], rule.scale,

@@ -167,7 +167,7 @@ class LocalRuntime:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.to_dense()
         before_update()
-        plan, grad = micro.plan, self.model.entity_embedding.grad
+        plan = micro.plan
         if isinstance(optimizer, RowOptimizer):
             optimizer.step(plans=None if plan is None else {self.model.entity_embedding: plan})
         else:

@@ -7,8 +7,7 @@ which. A score is higher for what is more plausible, so distances are negated.
 from __future__ import annotations
 
 import abc
-
-from typing import Optional
+from typing import Dict, Optional
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ from torch import Tensor
 from besskge_core.ops.pairwise import least_square, pairwise, serves
 from besskge_core.scoring.tiles import in_tiles
 
-
-_NATIVE_NORMS = {1: "l1", 2: "l2"}
+_NATIVE_NORMS: Dict[float, str] = {1: "l1", 2: "l2"}
 
 
 class Comparator(abc.ABC):

@@ -40,7 +40,7 @@ def native_form(score_fn: BaseScoreFunction) -> Optional[NativeForm]:
     if names is None:
         return None
     relation: Tensor = score_fn.relation_embedding
-    if type(score_fn.formula.operator) is Rotation:  # type: ignore[union-attr]
+    if type(score_fn.formula.operator) is Rotation:
         relation = torch.cat([relation.cos(), relation.sin()], dim=-1)
     return NativeForm(*names, relation)
 
@@ -53,7 +53,7 @@ def native_terms(score_fn: BaseScoreFunction) -> Optional[Tuple[str, str]]:
     formula = score_fn.formula
     if type(formula) is not QueryScore:
         return None
-    move = _MOVES.get(type(formula.operator))  # type: ignore[arg-type]
+    move = _MOVES.get(type(formula.operator))
     comparison = comparison_of(formula.comparator)
     return None if move is None or comparison is None else (move, comparison)
 
