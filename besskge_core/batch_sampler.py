@@ -374,7 +374,7 @@ class RandomShardedBatchSampler(ShardedBatchSampler):
         places = random_below(self.seed, Purpose.TRIPLES, position, counts, width)
         first = self.triple_set.triple_offsets.reshape(-1, 1)
         triples, mask = self._at(places) if self._has_empty_bucket else (first + places, None)
-        if not self.bucket_weighting:
+        if not self.bucket_weighting or len(counts) == 1:
             return triples, mask, None
         return triples, mask, self._bucket_weight.repeat(width).reshape(triples.shape)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Dict, Tuple
+from functools import lru_cache
+from typing import Dict, Tuple, Union
 
 from torch import Tensor
 
@@ -27,15 +28,27 @@ def match_shapes(**tensors: Tuple[Tensor, str]) -> Dict[str, int]:
     """
     sizes: Dict[str, int] = {}
     for name, (tensor, axes) in tensors.items():
-        expected, actual = axes.split(), tuple(tensor.shape)
-        seen = dict(sizes)
-        if len(expected) != len(actual) or any(
-            n != (int(axis) if axis.isdigit() else seen.setdefault(axis, n))
-            for axis, n in zip(expected, actual)
-        ):
-            bound = ", ".join(f"{axis}={n}" for axis, n in sizes.items()) or "no axis bound yet"
+        expected, actual = _split(axes), tensor.shape
+        fits, before = len(expected) == len(actual), None
+        for axis, n in zip(expected, actual):
+            if isinstance(axis, int):
+                fits = fits and n == axis
+            elif axis not in sizes:
+                before = dict(sizes) if before is None else before
+                sizes[axis] = n
+            else:
+                fits = fits and n == sizes[axis]
+        if not fits:
+            bound = sizes if before is None else before
+            known = ", ".join(f"{axis}={n}" for axis, n in bound.items()) or "no axis bound yet"
             raise ShapeError(
-                f"{name} has shape {actual}, expected ({', '.join(expected)}) with {bound}"
+                f"{name} has shape {tuple(actual)}, expected ({', '.join(axes.split())}) with"
+                f" {known}"
             )
-        sizes = seen
     return sizes
+
+
+@lru_cache(maxsize=None)
+def _split(axes: str) -> Tuple[Union[str, int], ...]:
+    """Letters, and numbers as such."""
+    return tuple(int(axis) if axis.isdigit() else axis for axis in axes.split())

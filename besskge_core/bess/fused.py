@@ -19,7 +19,7 @@ from besskge_core.exchange import LocalExchange
 from besskge_core.loss.rules import Rule, rule_of
 from besskge_core.ops.rows import RowPlan
 from besskge_core.ops.sampled_loss import Pairing, sampled_loss, serves
-from besskge_core.scoring.native_form import native_form, native_terms
+from besskge_core.scoring.native_form import NativeForm, native_form, relation_moves
 
 if TYPE_CHECKING:
     from besskge_core.bess.base import BessKGE
@@ -29,12 +29,14 @@ class Fused(NamedTuple):
     """What one operation computes.
 
     Attributes:
+        form: how is scored.
         rule: the loss.
         n_group: G.
         n_candidate: candidates of all positives of a group, or of each.
         per_triple: candidates are those of each positive.
     """
 
+    form: NativeForm
     rule: Rule
     n_group: int
     n_candidate: int
@@ -59,8 +61,10 @@ def fused(module: BessKGE, batch: MicroBatch) -> Optional[Fused]:
         and batch.heads_replaced is None
         and batch.hub is None
         and serves(module.entity_embedding)
-        and native_terms(module.score_fn) is not None
     ):
+        return None
+    form = native_form(module.score_fn)
+    if form is None:
         return None
     n_shard, (n_block, n_negative) = len(batch.head), batch.negative.shape[2:]
     per_triple = not module._shares_candidates
@@ -69,7 +73,7 @@ def fused(module: BessKGE, batch: MicroBatch) -> Optional[Fused]:
     if not per_triple:
         n_candidate *= n_block * (n_shard // n_group)
     rule = rule_of(module.loss_fn, n_candidate)
-    return None if rule is None else Fused(rule, n_group, n_candidate, per_triple)
+    return None if rule is None else Fused(form, rule, n_group, n_candidate, per_triple)
 
 
 def rows_read(module: BessKGE, how: Fused, batch: MicroBatch) -> Tensor:
@@ -107,8 +111,6 @@ def fused_loss(
         rows: :func:`rows_read`, laid end to end, if it is known.
         plan: of these rows, if it is known.
     """
-    form = native_form(module.score_fn)
-    assert form is not None
     n_shard, n_positive = len(batch.head), batch.relation[0].numel()
     scale = how.rule.loss.scale / n_shard
     if weight is None:
@@ -124,9 +126,9 @@ def fused_loss(
     return sampled_loss(
         module.entity_embedding,
         index,
-        form.relation,
+        relation_moves(module.score_fn),
         batch.relation.view(how.n_group, -1),
-        Pairing(how.n_candidate, how.per_triple, heads, form.move, form.comparison),
+        Pairing(how.n_candidate, how.per_triple, heads, *how.form),
         how.rule.loss._replace(scale=scale),
         weight,
         plan,

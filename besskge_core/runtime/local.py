@@ -7,6 +7,7 @@ position, who makes it does not matter.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Deque, Dict, Iterator, List, Mapping, NamedTuple, Optional, Union
@@ -81,7 +82,8 @@ class LocalRuntime:
                 prefer_huge_pages(x)
 
         def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
-            self.model.train()
+            if not self.model.training:
+                self.model.train()
             micros = self._micro_batches(batch)
             return _stack([self._train(micro, optimizer, before_update) for micro in micros])
 
@@ -110,8 +112,11 @@ class LocalRuntime:
             return [self._plan(columns) for columns in self._split(batch)]
 
         steps = iter(range(first_step, sampler.n_step))
+        if self.n_worker == 0:
+            yield from map(make, steps)
+            return
         ahead: Deque[Future[List[Planned]]] = deque()
-        with ThreadPoolExecutor(max(self.n_worker, 1)) as pool:
+        with ThreadPoolExecutor(self.n_worker) as pool:
             for step in steps:
                 ahead.append(pool.submit(make, step))
                 if len(ahead) > 2 * self.n_worker:
@@ -156,7 +161,7 @@ class LocalRuntime:
         planned = {} if micro.plan is None else {"rows": micro.rows, "plan": micro.plan}
         out = self.model(**micro.columns, **planned)
         loss = out["loss"]
-        if not torch.isfinite(loss):
+        if not math.isfinite(loss.detach()):
             raise NonFiniteLossError(
                 f"the loss is {loss.item()}; lower the learning rate or the initial scale,"
                 " or start again from the last checkpoint"

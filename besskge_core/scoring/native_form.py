@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -22,31 +22,22 @@ _MOVES = {
 
 
 class NativeForm(NamedTuple):
-    """A score function in the terms of :mod:`besskge_core.ops.sampled_loss`.
-
-    Attributes:
-        move, comparison: see there.
-        relation: (M, D), what entities are moved by.
-    """
+    """A score function in the terms of :mod:`besskge_core.ops.sampled_loss`."""
 
     move: str
     comparison: str
-    relation: Tensor
+
+
+def relation_moves(score_fn: BaseScoreFunction) -> Tensor:
+    """(M, D), what a score function with a native form moves entities by."""
+    relation: Tensor = score_fn.relation_embedding
+    if type(score_fn.formula.operator) is Rotation:
+        return torch.cat([relation.cos(), relation.sin()], dim=-1)
+    return relation
 
 
 def native_form(score_fn: BaseScoreFunction) -> Optional[NativeForm]:
     """The terms of a score function, or None: it is scored as it says itself."""
-    names = native_terms(score_fn)
-    if names is None:
-        return None
-    relation: Tensor = score_fn.relation_embedding
-    if type(score_fn.formula.operator) is Rotation:
-        relation = torch.cat([relation.cos(), relation.sin()], dim=-1)
-    return NativeForm(*names, relation)
-
-
-def native_terms(score_fn: BaseScoreFunction) -> Optional[Tuple[str, str]]:
-    """`move` and `comparison` of a score function, or None."""
     representations = score_fn.entity_representation, score_fn.relation_representation
     if not _asks_its_formula(score_fn) or representations != (None, None):
         return None
@@ -55,7 +46,7 @@ def native_terms(score_fn: BaseScoreFunction) -> Optional[Tuple[str, str]]:
         return None
     move = _MOVES.get(type(formula.operator))
     comparison = comparison_of(formula.comparator)
-    return None if move is None or comparison is None else (move, comparison)
+    return None if move is None or comparison is None else NativeForm(move, comparison)
 
 
 def comparison_of(comparator: Comparator) -> Optional[str]:
