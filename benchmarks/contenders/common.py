@@ -1,0 +1,193 @@
+"""What all contenders share: the request that they read, graphs, clocks, memory, and the answer.
+
+A contender is run by the interpreter of its own system, from the repository's root:
+
+    python -m benchmarks.contenders.pykeen '{"what": "step", "model": "distmult", ...}'
+
+and its last line is one JSON object. Only NumPy and torch are needed here, which each system has.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from importlib import metadata
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
+
+import numpy as np
+import torch
+import torch.multiprocessing as mp
+
+Answer = Dict[str, Any]
+
+
+class Unsupported(Exception):
+    """This system has no such thing; the message says what is missing."""
+
+
+class Enough(Exception):
+    """As many steps as were asked for are done; ends a training loop that is not ours."""
+
+
+class StepRequest(NamedTuple):
+    """One whole training step: sampling, scores, gradients, update.
+
+    Attributes:
+        model: transe_l1, transe_l2, distmult, complex or rotate.
+        layout: "shared", a list of negatives for all positives (or for a chunk of them, where the
+            system has chunks), or "per_triple", a list of its own for each positive.
+        optimizer: adagrad or adam; "lazy_adam" is besskge_core's alone.
+        sparse: gradients of the touched rows only, where a system leaves the choice.
+        dim: real numbers of an entity; models of complex numbers have half as many.
+        processes: of training without locks, with `threads` shared among them.
+    """
+
+    model: str
+    layout: str = "shared"
+    optimizer: str = "adagrad"
+    sparse: bool = True
+    dim: int = 200
+    batch: int = 1024
+    n_negative: int = 256
+    n_entity: int = 14_541
+    n_relation: int = 237
+    n_triple: int = 272_115
+    threads: int = 2
+    processes: int = 1
+    warmup: int = 5
+    steps: int = 20
+    seed: int = 0
+
+    def triples(self) -> np.ndarray:
+        """The graph: int64 (n_triple, 3) of head, relation, tail, equal for all contenders."""
+        rng = np.random.default_rng(self.seed)
+        sizes = (self.n_entity, self.n_relation, self.n_entity)
+        return np.stack([rng.integers(n, size=self.n_triple) for n in sizes], axis=1)
+
+    def only(self, **choices: List[str]) -> None:
+        """Raises Unsupported for a value of a field that is not among the system's."""
+        for field, known in choices.items():
+            if getattr(self, field) not in known:
+                raise Unsupported(f"{field} {getattr(self, field)}")
+
+
+class Clock:
+    """Times of the steps of a loop that calls :meth:`tick` at the end of each.
+
+    The first `warmup` (at least one) are dropped; `Enough` is raised after the last.
+    """
+
+    def __init__(self, warmup: int, steps: int) -> None:
+        self.warmup, self.n_tick = max(warmup, 1), max(warmup, 1) + steps
+        self.ends: List[float] = []
+        self.losses: List[float] = []
+
+    def tick(self, loss: float) -> None:
+        self.ends.append(time.perf_counter())
+        self.losses.append(float(loss))
+        if len(self.ends) == self.n_tick:
+            raise Enough
+
+    def run(self, loop: Callable[[Clock], Any]) -> Clock:
+        """Run a loop to its last tick."""
+        try:
+            loop(self)
+        except Enough:
+            return self
+        raise RuntimeError(f"the loop ended after {len(self.ends)} of {self.n_tick} steps")
+
+    def answer(self, **more: Any) -> Answer:
+        """Milliseconds a step, first and last loss, and peak memory."""
+        times = 1e3 * np.diff(self.ends[self.warmup - 1 :])
+        return {
+            "ms": statistics.median(times),
+            "ms_min": float(times.min()),
+            "ms_mean": float(times.mean()),
+            "losses": [self.losses[0], self.losses[-1]],
+            "peak_mb": peak_mb(),
+            **more,
+        }
+
+
+def time_steps(request: StepRequest, step: Callable[[], float], **more: Any) -> Answer:
+    """Answer for a step that returns its loss, one process."""
+
+    def loop(clock: Clock) -> None:
+        while True:
+            clock.tick(step())
+
+    return Clock(request.warmup, request.steps).run(loop).answer(**more)
+
+
+def time_hogwild(
+    request: StepRequest, make_step: Callable[[int], Callable[[], float]], **more: Any
+) -> Answer:
+    """Answer for processes that update shared tables without locks; or for one, without a fork.
+
+    The time of a step is that of the slowest process over all steps of all processes.
+
+    Args:
+        make_step: makes the step of a process, given its rank, in that process.
+    """
+    if request.processes == 1:
+        return time_steps(request, make_step(0), **more)
+    start = mp.get_context("fork").Barrier(request.processes)
+    found = torch.zeros(request.processes, 4, dtype=torch.float64).share_memory_()
+
+    def work(rank: int) -> None:
+        torch.set_num_threads(max(request.threads // request.processes, 1))
+        step = make_step(rank)
+        first = [step() for _ in range(max(request.warmup, 1))][0]
+        start.wait()
+        begin = time.perf_counter()
+        last = [step() for _ in range(request.steps)][-1]
+        seconds = time.perf_counter() - begin
+        found[rank] = torch.tensor([seconds, first, last, peak_mb()], dtype=torch.float64)
+
+    mp.start_processes(work, nprocs=request.processes, start_method="fork")
+    seconds, _, _, peak = found.amax(dim=0).tolist()
+    ms = 1e3 * seconds / (request.steps * request.processes)
+    losses = found[0, 1:3].tolist()
+    return {"ms": ms, "ms_min": ms, "ms_mean": ms, "losses": losses, "peak_mb": peak, **more}
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def split_names(model: str) -> Dict[str, Any]:
+    """transe_l1 -> name transe, p 1; distmult -> name distmult, p None."""
+    name, _, p = model.partition("_l")
+    return {"name": name, "p": int(p) if p else None}
+
+
+def versions(*packages: str) -> Dict[str, Optional[str]]:
+    """Of packages, torch and Python."""
+    found: Dict[str, Optional[str]] = {}
+    for package in (*packages, "torch"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return {**found, "python": platform.python_version()}
+
+
+def serve(packages: List[str], **measure: Callable[..., Answer]) -> None:
+    """Answer the request on the command line: what to measure, and the arguments for it."""
+    request = json.loads(sys.argv[1])
+    what = request.pop("what")
+    torch.set_num_threads(request.get("threads", 2))
+    torch.manual_seed(request.get("seed", 0))
+    try:
+        if what not in measure:
+            raise Unsupported(what)
+        answer = measure[what](**request)
+    except Unsupported as reason:
+        answer = {"unsupported": str(reason)}
+    answer["versions"] = versions(*packages)
+    print("\n" + json.dumps(answer), flush=True)

@@ -1,0 +1,92 @@
+"""LibKGE: its training jobs, through its own hooks.
+
+Its search jobs import `ax`, which no training needs, so that a stand-in is enough.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import Any, Dict
+from unittest.mock import MagicMock
+
+import numpy as np
+import torch
+
+from .common import Answer, Clock, StepRequest, serve, split_names
+
+AX = ["ax", "ax.core", "ax.modelbridge", "ax.modelbridge.generation_strategy", "ax.service"]
+sys.modules.update({name: MagicMock() for name in [*AX, "ax.service.ax_client"]})
+from kge import Config, Dataset  # noqa: E402
+from kge.job import TrainingJob  # noqa: E402
+
+OPTIMIZERS = {"adagrad": "Adagrad", "adam": "Adam"}
+
+
+def make_config(model: str, dim: int, sparse: bool, **options: Any) -> Config:
+    """A configuration on the CPU in a folder of its own; `dim` real numbers an entity.
+
+    Args:
+        options: its keys, with two underscores for each dot.
+    """
+    names = split_names(model)
+    config = Config(folder=tempfile.mkdtemp())
+    config.init_folder()
+    config.set("console.quiet", True)
+    config.set("job.device", "cpu")
+    config.set("model", names["name"])
+    config._import(names["name"])
+    if names["p"]:
+        config.set(f"{names['name']}.l_norm", float(names["p"]))
+    config.set("lookup_embedder.dim", dim)
+    config.set("lookup_embedder.sparse", sparse)
+    for key, value in options.items():
+        config.set(key.replace("__", "."), value, create=True)
+    return config
+
+
+def make_dataset(
+    config: Config, n_entity: int, n_relation: int, triples: Dict[str, np.ndarray]
+) -> Dataset:
+    """A data set in memory; triples int (n, 3) by split."""
+    dataset = Dataset(config)
+    dataset._num_entities, dataset._num_relations = n_entity, n_relation
+    dataset._triples = {k: torch.from_numpy(x.astype(np.int32)) for k, x in triples.items()}
+    return dataset
+
+
+def run_job(job: TrainingJob, clock: Clock) -> None:
+    """Run epochs until the clock has enough."""
+    job._prepare()
+    job.post_batch_hooks.append(lambda job: clock.tick(job.current_trace["batch"]["avg_loss"]))
+    while True:
+        job.epoch += 1
+        job.run_epoch()
+
+
+def step(**fields: Any) -> Answer:
+    request = StepRequest(**fields)
+    request.only(optimizer=list(OPTIMIZERS), layout=["shared", "per_triple"])
+    config = make_config(
+        request.model, request.dim, request.sparse,
+        train__type="negative_sampling",
+        train__loss="bce",
+        train__batch_size=request.batch,
+        train__optimizer__default__type=OPTIMIZERS[request.optimizer],
+        train__optimizer__default__args__lr=0.1 if request.optimizer == "adagrad" else 0.001,
+        negative_sampling__num_samples__s=0,
+        negative_sampling__num_samples__o=request.n_negative,
+        negative_sampling__shared=request.layout == "shared",
+    )  # fmt: skip
+    triples = request.triples()
+    splits = {"train": triples, "valid": triples[:1], "test": triples[:1]}
+    dataset = make_dataset(config, request.n_entity, request.n_relation, splits)
+    job = TrainingJob.create(config, dataset)
+    note = f"torch's {request.optimizer}, {'rows of the batch' if request.sparse else 'dense'};"
+    note += " tails corrupted"
+    clock = Clock(request.warmup, request.steps).run(lambda clock: run_job(job, clock))
+    return clock.answer(loss="binary cross-entropy", note=note)
+
+
+if __name__ == "__main__":
+    serve(["kge"], step=step)
