@@ -38,6 +38,7 @@ def make_config(request: StepRequest, folder: str) -> Any:
             dynamic_relations=True,
             dimension=request.dim,
             comparator=comparator,
+            global_emb=False,
             loss_fn="logistic",
             batch_size=request.batch,
             num_batch_negs=0,
@@ -85,7 +86,7 @@ def step(**fields: Any) -> Answer:
 
         def one() -> float:
             stats = trainer.process_one_batch(model, next(batches))
-            return stats.metrics["loss"] / stats.count if hasattr(stats, "metrics") else stats.loss
+            return stats.metrics["loss"] / stats.count
 
         return one
 

@@ -89,4 +89,4 @@ def step(**fields: Any) -> Answer:
 
 
 if __name__ == "__main__":
-    serve(["kge"], step=step)
+    serve(["libkge"], step=step)
