@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from pathlib import Path
+from typing import Any, Dict, Iterator
 
 import numpy as np
+import torch
 
 from besskge_core import optim, scoring
-from besskge_core.batch_sampler import RandomShardedBatchSampler
-from besskge_core.bess import EmbeddingMovingBessKGE
+from besskge_core.batch_sampler import (
+    RandomShardedBatchSampler,
+    RigidShardedBatchSampler,
+    ShardedBatchSampler,
+)
+from besskge_core.bess import EmbeddingMovingBessKGE, OneVsAllBessKGE
 from besskge_core.dataset import KGDataset
+from besskge_core.evaluation import rank_triples
+from besskge_core.known import KnownTriples
 from besskge_core.loss import LogSigmoidLoss
-from besskge_core.negative_sampler import RandomShardedNegativeSampler
+from besskge_core.negative_sampler import PlaceholderNegativeSampler, RandomShardedNegativeSampler
 from besskge_core.runtime import LocalRuntime
 from besskge_core.runtime.memory import keep_freed_memory
 from besskge_core.sharding import PartitionedTripleSet, Sharding
 
-from .common import Answer, StepRequest, serve, split_names, time_steps
+from .common import (
+    Answer,
+    Clock,
+    Graph,
+    StepRequest,
+    seconds_an_epoch,
+    serve,
+    split_names,
+    time_once,
+    time_steps,
+)
 
 MODELS = {
     "transe": scoring.TransE,
@@ -45,35 +64,38 @@ def score_function(
     )
 
 
+def in_memory(triples: Dict[str, np.ndarray], n_entity: int, n_relation: int) -> KGDataset:
+    """A graph of triples (n, 3) by part."""
+    ids = {part: np.arange(len(x)) for part, x in triples.items()}
+    narrow = {part: x.astype(np.int32) for part, x in triples.items()}
+    return KGDataset(n_entity, n_relation, narrow, ids)
+
+
+def forever(runtime: LocalRuntime, batches: ShardedBatchSampler) -> Iterator[Any]:
+    """Batches of one epoch after another."""
+    for epoch in itertools.count():
+        yield from runtime.dataloader(batches, epoch)
+
+
 def step(**fields: Any) -> Answer:
     request = StepRequest(**fields)
     request.only(optimizer=list(OPTIMIZERS), layout=["shared", "per_triple"])
     keep_freed_memory()
-    graph = KGDataset(
-        request.n_entity,
-        request.n_relation,
-        {"train": request.triples().astype(np.int32)},
-        {"train": np.arange(request.n_triple)},
-    )
+    triples = {"train": request.triples()}
+    graph = in_memory(triples, request.n_entity, request.n_relation)
     shared = request.layout == "shared"
     sharding = Sharding.create(request.n_entity, n_shard=1, seed=request.seed)
-    triples = PartitionedTripleSet.create_from_dataset(graph, "train", sharding)
+    triple_set = PartitionedTripleSet.create_from_dataset(graph, "train", sharding)
     negatives = RandomShardedNegativeSampler(
         request.n_negative, sharding, request.seed, "t", flat_negative_format=shared
     )
-    batches = RandomShardedBatchSampler(triples, negatives, request.batch, 1, request.seed)
+    batches = RandomShardedBatchSampler(triple_set, negatives, request.batch, 1, request.seed)
     score_fn = score_function(request.model, request.dim, sharding, request.n_relation)
     loss = LogSigmoidLoss(margin=12.0, negative_adversarial_sampling=False)
     runtime = LocalRuntime(EmbeddingMovingBessKGE(negatives, score_fn, loss))
     update = runtime.training_step(OPTIMIZERS[request.optimizer](runtime.model.parameters()))
 
-    def forever() -> Any:
-        epoch = 0
-        while True:
-            yield from runtime.dataloader(batches, epoch)
-            epoch += 1
-
-    source = forever()
+    source = forever(runtime, batches)
     return time_steps(
         request,
         lambda: float(update(next(source))["loss"]),
@@ -82,5 +104,50 @@ def step(**fields: Any) -> Answer:
     )
 
 
+def evaluate(graph: str, dim: int, threads: int) -> Answer:
+    stored = Graph.read(graph)
+    keep_freed_memory()
+    dataset = in_memory(*stored)
+    sharding = Sharding.create(stored.n_entity, n_shard=1, seed=0)
+    score_fn = score_function("complex", dim, sharding, stored.n_relation)
+    found = {}
+
+    def run() -> None:
+        known = KnownTriples.of(dataset)
+        found["mrr"] = rank_triples(score_fn, dataset.triples["test"], known).metrics()["mrr"]
+
+    return {**time_once(run), **found}
+
+
+def prepare(path: str, threads: int) -> Answer:
+    return time_once(lambda: KGDataset.from_files({"train": Path(path)}))
+
+
+def all_entities(
+    graph: str, dim: int, batch: int, steps: int, warmup: int, threads: int,
+    score_dtype: str = "float32",
+) -> Answer:  # fmt: skip
+    stored = Graph.read(graph)
+    keep_freed_memory()
+    sharding = Sharding.create(stored.n_entity, n_shard=1, seed=0)
+    score_fn = score_function("complex", dim, sharding, stored.n_relation)
+    triples = PartitionedTripleSet.create_from_dataset(in_memory(*stored), "train", sharding)
+    batches = RigidShardedBatchSampler(triples, PlaceholderNegativeSampler("t", 0), batch, 1, 0)
+    model = OneVsAllBessKGE(score_fn, score_dtype=getattr(torch, score_dtype))
+    runtime = LocalRuntime(model)
+    update = runtime.training_step(optim.Adagrad(model.parameters()))
+    source = forever(runtime, batches)
+
+    def run(clock: Clock) -> None:
+        while True:
+            clock.tick(float(update(next(source))["loss"]))
+
+    note = f"Adagrad, products in {score_dtype}"
+    answer = Clock(warmup, steps, 600.0).run(run).answer(loss="cross-entropy", note=note)
+    return seconds_an_epoch(answer, len(stored.triples["train"]), batch)
+
+
 if __name__ == "__main__":
-    serve(["besskge_core"], step=step)
+    serve(
+        ["besskge_core"], step=step, evaluate=evaluate, prepare=prepare, all_entities=all_entities
+    )

@@ -9,7 +9,8 @@ from typing import Any, Callable
 import torch
 from torch import nn
 from torchbiggraph.batching import batch_edges_mix_relation_types
-from torchbiggraph.config import parse_config
+from torchbiggraph.config import EntitySchema, RelationSchema, parse_config
+from torchbiggraph.converters.import_from_tsv import convert_input_data
 from torchbiggraph.edgelist import EdgeList
 from torchbiggraph.entitylist import EntityList
 from torchbiggraph.model import make_model
@@ -17,7 +18,7 @@ from torchbiggraph.row_adagrad import RowAdagrad
 from torchbiggraph.train import Trainer
 from torchbiggraph.types import Side
 
-from .common import Answer, StepRequest, serve, time_hogwild
+from .common import Answer, StepRequest, serve, time_hogwild, time_once
 
 #: operator and comparator of each model
 MODELS = {
@@ -95,5 +96,18 @@ def step(**fields: Any) -> Answer:
     return time_hogwild(request, make_step, loss="logistic", note=note)
 
 
+def prepare(path: str, threads: int) -> Answer:
+    with tempfile.TemporaryDirectory() as folder:
+        relation = RelationSchema(name="all", lhs="all", rhs="all")
+        edges = str(Path(folder) / "edges")
+        return time_once(
+            lambda: convert_input_data(
+                {"all": EntitySchema(num_partitions=4)}, [relation], folder, [edges], [Path(path)],
+                lhs_col=0, rel_col=1, rhs_col=2, dynamic_relations=True,
+            ),
+            note="4 partitions",
+        )  # fmt: skip
+
+
 if __name__ == "__main__":
-    serve(["torchbiggraph"], step=step)
+    serve(["torchbiggraph"], step=step, prepare=prepare)

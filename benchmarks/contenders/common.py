@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import platform
 import resource
 import statistics
@@ -46,6 +47,7 @@ class StepRequest(NamedTuple):
         sparse: gradients of the touched rows only, where a system leaves the choice.
         dim: real numbers of an entity; models of complex numbers have half as many.
         processes: of training without locks, with `threads` shared among them.
+        seconds: after which no more than three steps are timed; of one process only.
     """
 
     model: str
@@ -61,7 +63,8 @@ class StepRequest(NamedTuple):
     threads: int = 2
     processes: int = 1
     warmup: int = 5
-    steps: int = 20
+    steps: int = 30
+    seconds: float = 20.0
     seed: int = 0
 
     def triples(self) -> np.ndarray:
@@ -70,6 +73,9 @@ class StepRequest(NamedTuple):
         sizes = (self.n_entity, self.n_relation, self.n_entity)
         return np.stack([rng.integers(n, size=self.n_triple) for n in sizes], axis=1)
 
+    def clock(self) -> Clock:
+        return Clock(self.warmup, self.steps, self.seconds)
+
     def only(self, **choices: List[str]) -> None:
         """Raises Unsupported for a value of a field that is not among the system's."""
         for field, known in choices.items():
@@ -77,21 +83,39 @@ class StepRequest(NamedTuple):
                 raise Unsupported(f"{field} {getattr(self, field)}")
 
 
+class Graph(NamedTuple):
+    """What `benchmarks.graphs` stored: int64 (n, 3) by part."""
+
+    triples: Dict[str, np.ndarray]
+    n_entity: int
+    n_relation: int
+
+    @classmethod
+    def read(cls, folder: str) -> Graph:
+        parts = {part: np.load(f"{folder}/{part}.npy") for part in ("train", "valid", "test")}
+        return cls(parts, *json.loads(Path(folder, "sizes.json").read_text()))
+
+
 class Clock:
     """Times of the steps of a loop that calls :meth:`tick` at the end of each.
 
-    The first `warmup` (at least one) are dropped; `Enough` is raised after the last.
+    The first `warmup` (at least one) are dropped. `Enough` is raised after `steps` more, or when
+    `seconds` are over and three are timed.
     """
 
-    def __init__(self, warmup: int, steps: int) -> None:
-        self.warmup, self.n_tick = max(warmup, 1), max(warmup, 1) + steps
+    def __init__(self, warmup: int, steps: int, seconds: float) -> None:
+        self.warmup, self.steps, self.seconds = max(warmup, 1), steps, seconds
+        self.begin = time.perf_counter()
         self.ends: List[float] = []
         self.losses: List[float] = []
 
     def tick(self, loss: float) -> None:
         self.ends.append(time.perf_counter())
         self.losses.append(float(loss))
-        if len(self.ends) == self.n_tick:
+        late = self.ends[-1] - self.begin > self.seconds
+        if len(self.ends) == 1 and late:
+            self.warmup = 1
+        if len(self.ends) >= self.warmup + (min(self.steps, 3) if late else self.steps):
             raise Enough
 
     def run(self, loop: Callable[[Clock], Any]) -> Clock:
@@ -100,7 +124,7 @@ class Clock:
             loop(self)
         except Enough:
             return self
-        raise RuntimeError(f"the loop ended after {len(self.ends)} of {self.n_tick} steps")
+        raise RuntimeError(f"the loop ended after {len(self.ends)} steps")
 
     def answer(self, **more: Any) -> Answer:
         """Milliseconds a step, first and last loss, and peak memory."""
@@ -109,6 +133,7 @@ class Clock:
             "ms": statistics.median(times),
             "ms_min": float(times.min()),
             "ms_mean": float(times.mean()),
+            "n_step": len(times),
             "losses": [self.losses[0], self.losses[-1]],
             "peak_mb": peak_mb(),
             **more,
@@ -122,7 +147,7 @@ def time_steps(request: StepRequest, step: Callable[[], float], **more: Any) -> 
         while True:
             clock.tick(step())
 
-    return Clock(request.warmup, request.steps).run(loop).answer(**more)
+    return request.clock().run(loop).answer(**more)
 
 
 def time_hogwild(
@@ -143,7 +168,7 @@ def time_hogwild(
     def work(rank: int) -> None:
         torch.set_num_threads(max(request.threads // request.processes, 1))
         step = make_step(rank)
-        first = [step() for _ in range(max(request.warmup, 1))][0]
+        first, *_ = [step() for _ in range(max(request.warmup, 1))]
         start.wait()
         begin = time.perf_counter()
         last = [step() for _ in range(request.steps)][-1]
@@ -157,9 +182,28 @@ def time_hogwild(
     return {"ms": ms, "ms_min": ms, "ms_mean": ms, "losses": losses, "peak_mb": peak, **more}
 
 
+def time_once(run: Callable[[], Any], **more: Any) -> Answer:
+    """Seconds of one call, and peak memory of the process."""
+    begin = time.perf_counter()
+    run()
+    return {"seconds": time.perf_counter() - begin, "peak_mb": peak_mb(), **more}
+
+
+def seconds_an_epoch(answer: Answer, n_triple: int, batch: int) -> Answer:
+    """Scale the time of a step to those of an epoch."""
+    return {**answer, "seconds": answer["ms"] / 1e3 * math.ceil(n_triple / batch)}
+
+
 def peak_mb() -> float:
-    """Largest resident memory of this process so far, in MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Largest resident memory of this process so far, in MiB.
+
+    From Linux, whose `getrusage` also counts that of the process which started this one.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) / 1024 for x in lines if x.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def split_names(model: str) -> Dict[str, Any]:

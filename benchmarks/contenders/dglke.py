@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import warnings
 from argparse import Namespace
 from types import SimpleNamespace
@@ -12,14 +13,16 @@ from typing import Any, Callable, Tuple
 import numpy as np
 import torch
 
-from .common import Answer, StepRequest, serve, split_names, time_hogwild
+from .common import Answer, StepRequest, serve, split_names, time_hogwild, time_once
 
 os.environ.setdefault("DGLBACKEND", "pytorch")
 warnings.filterwarnings("ignore")
 import dgl  # noqa: E402
 
-dgl.DGLGraph = dgl.DGLGraphStale  # the class that DGL-KE means, which newer versions keep by that name
-from dglke.dataloader import NewBidirectionalOneShotIterator, TrainDataset  # noqa: E402
+dgl.DGLGraph = (
+    dgl.DGLGraphStale
+)  # the class that DGL-KE means, which newer versions keep by that name
+from dglke.dataloader import NewBidirectionalOneShotIterator, TrainDataset, get_dataset  # noqa: E402
 from dglke.models import KEModel  # noqa: E402
 from dglke.train import ArgParser  # noqa: E402
 
@@ -98,5 +101,11 @@ def step(**fields: Any) -> Answer:
     return time_hogwild(request, make_step, loss="log-sigmoid", note=note)
 
 
+def prepare(path: str, threads: int) -> Answer:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        os.symlink(os.path.abspath(path), os.path.join(folder, "train.tsv"))
+        return time_once(lambda: get_dataset(folder, "triples", "raw_udd_hrt", "\t", ["train.tsv"]))
+
+
 if __name__ == "__main__":
-    serve(["dglke", "dgl"], step=step)
+    serve(["dglke", "dgl"], step=step, prepare=prepare)

@@ -13,12 +13,22 @@ from unittest.mock import MagicMock
 import numpy as np
 import torch
 
-from .common import Answer, Clock, StepRequest, serve, split_names
+from .common import (
+    Answer,
+    Clock,
+    Graph,
+    StepRequest,
+    seconds_an_epoch,
+    serve,
+    split_names,
+    time_once,
+)
 
 AX = ["ax", "ax.core", "ax.modelbridge", "ax.modelbridge.generation_strategy", "ax.service"]
 sys.modules.update({name: MagicMock() for name in [*AX, "ax.service.ax_client"]})
 from kge import Config, Dataset  # noqa: E402
-from kge.job import TrainingJob  # noqa: E402
+from kge.job import EvaluationJob, TrainingJob  # noqa: E402
+from kge.model import KgeModel  # noqa: E402
 
 OPTIMIZERS = {"adagrad": "Adagrad", "adam": "Adam"}
 
@@ -34,6 +44,7 @@ def make_config(model: str, dim: int, sparse: bool, **options: Any) -> Config:
     config.init_folder()
     config.set("console.quiet", True)
     config.set("job.device", "cpu")
+    config.set("dataset.pickle", False)
     config.set("model", names["name"])
     config._import(names["name"])
     if names["p"]:
@@ -84,9 +95,37 @@ def step(**fields: Any) -> Answer:
     job = TrainingJob.create(config, dataset)
     note = f"torch's {request.optimizer}, {'rows of the batch' if request.sparse else 'dense'};"
     note += " tails corrupted"
-    clock = Clock(request.warmup, request.steps).run(lambda clock: run_job(job, clock))
+    clock = request.clock().run(lambda clock: run_job(job, clock))
     return clock.answer(loss="binary cross-entropy", note=note)
 
 
+def evaluate(graph: str, dim: int, threads: int) -> Answer:
+    stored = Graph.read(graph)
+    config = make_config("complex", dim, False, eval__split="test", job__type="eval")
+    dataset = make_dataset(config, stored.n_entity, stored.n_relation, stored.triples)
+    job = EvaluationJob.create(config, dataset, model=KgeModel.create(config, dataset))
+    found = {}
+
+    def run() -> None:
+        found["mrr"] = job.run()["mean_reciprocal_rank_filtered_with_test"]
+
+    return {**time_once(run), **found}
+
+
+def all_entities(graph: str, dim: int, batch: int, steps: int, warmup: int, threads: int) -> Answer:
+    stored = Graph.read(graph)
+    config = make_config(
+        "complex", dim, False,
+        train__type="1vsAll",
+        train__batch_size=batch,
+        train__optimizer__default__args__lr=0.1,
+    )  # fmt: skip
+    dataset = make_dataset(config, stored.n_entity, stored.n_relation, stored.triples)
+    job = TrainingJob.create(config, dataset)
+    clock = Clock(warmup, steps, 600.0).run(lambda clock: run_job(job, clock))
+    answer = clock.answer(loss="cross-entropy", note="torch's Adagrad, dense")
+    return seconds_an_epoch(answer, len(stored.triples["train"]), batch)
+
+
 if __name__ == "__main__":
-    serve(["libkge"], step=step)
+    serve(["libkge"], step=step, evaluate=evaluate, all_entities=all_entities)

@@ -12,7 +12,12 @@ from torch_geometric.nn import kge
 from .common import Answer, StepRequest, serve, split_names, time_steps
 
 OPTIMIZERS = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam}
-MODELS = {"transe": kge.TransE, "distmult": kge.DistMult, "complex": kge.ComplEx, "rotate": kge.RotatE}
+MODELS = {
+    "transe": kge.TransE,
+    "distmult": kge.DistMult,
+    "complex": kge.ComplEx,
+    "rotate": kge.RotatE,
+}
 
 
 def step(**fields: Any) -> Answer:

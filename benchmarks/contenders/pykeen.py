@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pykeen.models import ERModel
-from pykeen.models import ComplEx, RotatE
-from pykeen.training import SLCWATrainingLoop, TrainingCallback
-from pykeen.triples import CoreTriplesFactory
+from pykeen.evaluation import RankBasedEvaluator
+from pykeen.models import ComplEx, ERModel, RotatE
+from pykeen.training import SLCWATrainingLoop, SymmetricLCWATrainingLoop, TrainingCallback
+from pykeen.triples import CoreTriplesFactory, TriplesFactory
 
-from .common import Answer, Clock, StepRequest, serve, split_names
+from .common import (
+    Answer,
+    Clock,
+    Graph,
+    StepRequest,
+    seconds_an_epoch,
+    serve,
+    split_names,
+    time_once,
+)
 
 
 def make_model(model: str, dim: int, factory: CoreTriplesFactory, **options: Any) -> ERModel:
@@ -66,8 +75,47 @@ def step(**fields: Any) -> Answer:
         )  # fmt: skip
 
     note = f"torch's {request.optimizer}, dense; half of the negatives corrupt heads"
-    return Clock(request.warmup, request.steps).run(run).answer(loss="softplus", note=note)
+    return request.clock().run(run).answer(loss="softplus", note=note)
+
+
+def evaluate(graph: str, dim: int, threads: int) -> Answer:
+    stored = Graph.read(graph)
+    triples = {part: torch.from_numpy(x) for part, x in stored.triples.items()}
+    factory = CoreTriplesFactory(triples["train"], stored.n_entity, stored.n_relation)
+    model = make_model("complex", dim, factory)
+    found = {}
+
+    def run() -> None:
+        metrics = RankBasedEvaluator(filtered=True).evaluate(
+            model, triples["test"], use_tqdm=False,
+            additional_filter_triples=[triples["train"], triples["valid"]],
+        )  # fmt: skip
+        found["mrr"] = metrics.get_metric("both.realistic.inverse_harmonic_mean_rank")
+
+    return {**time_once(run), **found}
+
+
+def prepare(path: str, threads: int) -> Answer:
+    return time_once(lambda: TriplesFactory.from_path(path))
+
+
+def all_entities(graph: str, dim: int, batch: int, steps: int, warmup: int, threads: int) -> Answer:
+    stored = Graph.read(graph)
+    n_timed = batch * (steps + warmup)
+    few = torch.from_numpy(stored.triples["train"][:n_timed])
+    factory = CoreTriplesFactory(few, stored.n_entity, stored.n_relation)
+    model = make_model("complex", dim, factory, loss="crossentropy")
+    loop = SymmetricLCWATrainingLoop(model=model, triples_factory=factory, optimizer="adagrad")
+
+    def run(clock: Clock) -> None:
+        loop.train(
+            triples_factory=factory, num_epochs=1_000, batch_size=batch, use_tqdm=False,
+            callbacks=[Ticks(clock)],
+        )  # fmt: skip
+
+    answer = Clock(warmup, steps, 600.0).run(run).answer(note=f"torch's Adagrad, batch {batch}")
+    return seconds_an_epoch(answer, len(stored.triples["train"]), batch)
 
 
 if __name__ == "__main__":
-    serve(["pykeen"], step=step)
+    serve(["pykeen"], step=step, evaluate=evaluate, prepare=prepare, all_entities=all_entities)
