@@ -103,11 +103,15 @@ def evaluate(graph: str, dim: int, threads: int) -> Answer:
     stored = Graph.read(graph)
     config = make_config("complex", dim, False, eval__split="test", job__type="eval")
     dataset = make_dataset(config, stored.n_entity, stored.n_relation, stored.triples)
-    job = EvaluationJob.create(config, dataset, model=KgeModel.create(config, dataset))
+    model = KgeModel.create(config, dataset)
+    few = {part: triples[:100] for part, triples in stored.triples.items()}
+    small = make_dataset(config, stored.n_entity, stored.n_relation, few)
+    EvaluationJob.create(config, small, model=model).run()  # which has numba compile
+    job = EvaluationJob.create(config, dataset, model=model)
     found = {}
 
     def run() -> None:
-        found["mrr"] = job.run()["mean_reciprocal_rank_filtered_with_test"]
+        found["mrr"] = job.run()["mean_reciprocal_rank_filtered"]
 
     return {**time_once(run), **found}
 
