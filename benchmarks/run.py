@@ -61,6 +61,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds of each training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", default=str(RESULTS), help="folder of the results")
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: a trial")
@@ -82,10 +83,13 @@ def run_section(
     if name == "roof":
         sections[name] = roof.measure(sorted({1, options.threads}), options.quick)
         return roof.as_markdown(sections[name])
-    if name in ("operations", "training"):
-        module = {"operations": operations, "training": training}[name]
-        sections[name] = module.measure(peers, options.quick, out)
-        return module.as_markdown(sections[name])
+    if name == "training":
+        budget = 8.0 if options.quick else options.budget
+        sections[name] = training.measure(peers, options.quick, out, budget)
+        return training.as_markdown(sections[name])
+    if name == "operations":
+        sections[name] = operations.measure(peers, options.quick, out)
+        return operations.as_markdown(sections[name])
     lines: List[str] = []
     for table in TABLES[name].tables(options.quick):
         found = table.measure(peers, options.rounds, between)

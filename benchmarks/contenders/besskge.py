@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from besskge_core.batch_sampler import (
 )
 from besskge_core.bess import EmbeddingMovingBessKGE, OneVsAllBessKGE
 from besskge_core.dataset import KGDataset
+from besskge_core.embedding import unshard_rows
 from besskge_core.evaluation import rank_triples
 from besskge_core.known import KnownTriples
-from besskge_core.loss import LogSigmoidLoss
+from besskge_core.loss import LogSigmoidLoss, SampledSoftmaxCrossEntropyLoss
 from besskge_core.negative_sampler import PlaceholderNegativeSampler, RandomShardedNegativeSampler
+from besskge_core.regularizer import LpRegularizer
 from besskge_core.runtime import LocalRuntime
 from besskge_core.runtime.memory import keep_freed_memory
 from besskge_core.sharding import PartitionedTripleSet, Sharding
@@ -29,6 +32,7 @@ from .common import (
     Answer,
     Clock,
     Graph,
+    Snapshots,
     StepRequest,
     seconds_an_epoch,
     serve,
@@ -147,7 +151,55 @@ def all_entities(
     return seconds_an_epoch(answer, len(stored.triples["train"]), batch)
 
 
+def train(
+    graph: str, dim: int, budget: float, folder: str, threads: int, recipe: str
+) -> Answer:  # fmt: skip
+    """ComplEx with inverse relations and N3, against all entities or with 4,096 shared negatives."""
+    stored = Graph.read(graph)
+    keep_freed_memory()
+    sharding = Sharding.create(stored.n_entity, n_shard=1, seed=0)
+    small = [functools.partial(torch.nn.init.normal_, std=1e-3)]
+    score_fn = score_function(
+        "complex", dim, sharding, stored.n_relation, entity_initializer=small,
+        relation_initializer=small, inverse_relations=True,
+    )  # fmt: skip
+    sampled = recipe == "sampled"
+    triples = PartitionedTripleSet.create_from_dataset(
+        in_memory(*stored), "train", sharding, add_inverse_triples=sampled
+    )
+    penalty = LpRegularizer(0.1)
+    if sampled:
+        negatives = RandomShardedNegativeSampler(4096, sharding, 0, "t", flat_negative_format=True)
+        loss = SampledSoftmaxCrossEntropyLoss(stored.n_entity, loss_scale=1 / 512)
+        model = EmbeddingMovingBessKGE(negatives, score_fn, loss, regularizer=penalty)
+    else:
+        negatives = PlaceholderNegativeSampler("t", 0)
+        model = OneVsAllBessKGE(score_fn, regularizer=penalty, score_dtype=torch.bfloat16)
+    batches = RigidShardedBatchSampler(triples, negatives, 512, 1, 0)
+    runtime = LocalRuntime(model)
+    update = runtime.training_step(optim.Adagrad(model.parameters(), lr=0.1))
+    snapshots = Snapshots(folder, budget)
+
+    def tables() -> Tuple[torch.Tensor, torch.Tensor]:
+        entity, relation = score_fn.entity_embedding, score_fn.relation_embedding
+        return unshard_rows(entity.detach(), sharding), relation.detach()
+
+    def loop() -> None:
+        for batch in forever(runtime, batches):
+            update(batch)
+            snapshots.tick(tables)
+
+    against = "4,096 shared negatives" if sampled else "all entities, products in bf16"
+    note = f"{against}, batch 512, inverse relations, N3 0.1, Adagrad 0.1"
+    return snapshots.run(loop, note=note)
+
+
 if __name__ == "__main__":
     serve(
-        ["besskge_core"], step=step, evaluate=evaluate, prepare=prepare, all_entities=all_entities
+        ["besskge_core"],
+        step=step,
+        evaluate=evaluate,
+        prepare=prepare,
+        all_entities=all_entities,
+        train=train,
     )

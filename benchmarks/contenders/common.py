@@ -9,6 +9,7 @@ and its last line is one JSON object. Only NumPy and torch are needed here, whic
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -19,7 +20,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -138,6 +139,47 @@ class Clock:
             "peak_mb": peak_mb(),
             **more,
         }
+
+
+class Snapshots:
+    """Tables of a model in training, stored at growing times; storing does not count.
+
+    Args:
+        folder: of entity-0.npy, relation-0.npy and so on, float32 (n, dim).
+        budget: seconds of training, after which `Enough` is raised; the times before are half of
+            it, a quarter, and so on, seven in all.
+    """
+
+    def __init__(self, folder: str, budget: float) -> None:
+        self.folder, self.budget = Path(folder), budget
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.due = [budget / 2**i for i in range(7)]
+        self.marks: List[float] = []
+        self.seconds = 0.0
+        self.since = time.perf_counter()
+
+    def tick(self, tables: Callable[[], Tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """After each step: store what `tables` gives, of entities and relations, if it is time."""
+        now = time.perf_counter()
+        self.seconds, self.since = self.seconds + now - self.since, now
+        if self.seconds >= self.due[-1]:
+            while self.due and self.seconds >= self.due[-1]:
+                self.due.pop()
+            for name, table in zip(("entity", "relation"), tables()):
+                table = torch.view_as_real(table).mT.flatten(1) if table.is_complex() else table
+                path = self.folder / f"{name}-{len(self.marks)}.npy"
+                np.save(path, table.detach().float().numpy())
+            self.marks.append(self.seconds)
+            self.since = time.perf_counter()
+        if not self.due:
+            raise Enough
+
+    def run(self, loop: Callable[[], Any], **more: Any) -> Answer:
+        """Run a loop to its last tick."""
+        self.since = time.perf_counter()
+        with contextlib.suppress(Enough):
+            loop()
+        return {"marks": self.marks, "peak_mb": peak_mb(), **more}
 
 
 def time_steps(request: StepRequest, step: Callable[[], float], **more: Any) -> Answer:

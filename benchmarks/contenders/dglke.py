@@ -13,7 +13,16 @@ from typing import Any, Callable, Tuple
 import numpy as np
 import torch
 
-from .common import Answer, StepRequest, serve, split_names, time_hogwild, time_once
+from .common import (
+    Answer,
+    Graph,
+    Snapshots,
+    StepRequest,
+    serve,
+    split_names,
+    time_hogwild,
+    time_once,
+)
 
 os.environ.setdefault("DGLBACKEND", "pytorch")
 warnings.filterwarnings("ignore")
@@ -42,11 +51,10 @@ def arguments(request: StepRequest, **options: Any) -> Namespace:
         double_ent=rotate,
         num_proc=request.processes,
         num_thread=max(request.threads // request.processes, 1),
-        regularization_coef=0.0,
         num_workers=8,
         soft_rel_part=False,
         strict_rel_part=False,
-        **options,
+        **{"regularization_coef": 0.0, **options},
     )
     vars(args).update(found)
     return args
@@ -101,6 +109,23 @@ def step(**fields: Any) -> Answer:
     return time_hogwild(request, make_step, loss="log-sigmoid", note=note)
 
 
+def train(graph: str, dim: int, budget: float, folder: str, threads: int) -> Answer:
+    stored = Graph.read(graph)
+    request = StepRequest("complex", dim=dim, n_negative=1024, threads=threads)
+    request = request._replace(n_entity=stored.n_entity, n_relation=stored.n_relation)
+    recipe = dict(lr=0.1, gamma=200.0, neg_adversarial_sampling=True, regularization_coef=1e-5)
+    model, make_step = make_parts(request, stored.triples["train"], **recipe)
+    step_fn, snapshots = make_step(0), Snapshots(folder, budget)
+
+    def loop() -> None:
+        while True:
+            step_fn()
+            snapshots.tick(lambda: (model.entity_emb.emb, model.relation_emb.emb))
+
+    note = "1,024 negatives shared by 1,024 positives, self-adversarial, row-wise Adagrad, lr 0.1"
+    return snapshots.run(loop, note=f"{note}, its recipe for WN18RR at another dimension")
+
+
 def prepare(path: str, threads: int) -> Answer:
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         os.symlink(os.path.abspath(path), os.path.join(folder, "train.tsv"))
@@ -108,4 +133,4 @@ def prepare(path: str, threads: int) -> Answer:
 
 
 if __name__ == "__main__":
-    serve(["dglke", "dgl"], step=step, prepare=prepare)
+    serve(["dglke", "dgl"], step=step, prepare=prepare, train=train)

@@ -17,6 +17,7 @@ from .common import (
     Answer,
     Clock,
     Graph,
+    Snapshots,
     StepRequest,
     seconds_an_epoch,
     serve,
@@ -131,5 +132,37 @@ def all_entities(graph: str, dim: int, batch: int, steps: int, warmup: int, thre
     return seconds_an_epoch(answer, len(stored.triples["train"]), batch)
 
 
+def train(graph: str, dim: int, budget: float, folder: str, threads: int) -> Answer:
+    stored = Graph.read(graph)
+    config = make_config(
+        "complex", dim, False,
+        train__type="1vsAll",
+        train__batch_size=512,
+        train__optimizer__default__args__lr=0.1,
+        lookup_embedder__initialize_args__std=1e-3,
+        lookup_embedder__regularize="n3",
+        lookup_embedder__regularize_weight=0.1,
+        lookup_embedder__regularize_args__weighted=True,
+    )  # fmt: skip
+    config.set("model", "reciprocal_relations_model")
+    config._import("reciprocal_relations_model")
+    config.set("reciprocal_relations_model.base_model.type", "complex")
+    dataset = make_dataset(config, stored.n_entity, stored.n_relation, stored.triples)
+    dataset._meta["relation_ids"] = [str(i) for i in range(stored.n_relation)]
+    job, snapshots = TrainingJob.create(config, dataset), Snapshots(folder, budget)
+    embedders = job.model.get_s_embedder(), job.model.get_p_embedder()
+    job._prepare()
+    job.post_batch_hooks.append(
+        lambda job: snapshots.tick(lambda: tuple(e._embeddings.weight for e in embedders))
+    )
+
+    def loop() -> None:
+        while True:
+            job.epoch += 1
+            job.run_epoch()
+
+    return snapshots.run(loop, note="1vsAll, batch 512, reciprocal relations, N3 0.1, Adagrad 0.1")
+
+
 if __name__ == "__main__":
-    serve(["libkge"], step=step, evaluate=evaluate, all_entities=all_entities)
+    serve(["libkge"], step=step, evaluate=evaluate, all_entities=all_entities, train=train)

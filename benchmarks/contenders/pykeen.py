@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Tuple
 
 import torch
 from pykeen.evaluation import RankBasedEvaluator
 from pykeen.models import ComplEx, ERModel, RotatE
-from pykeen.training import SLCWATrainingLoop, SymmetricLCWATrainingLoop, TrainingCallback
+from pykeen.training import (
+    LCWATrainingLoop,
+    SLCWATrainingLoop,
+    SymmetricLCWATrainingLoop,
+    TrainingCallback,
+)
 from pykeen.triples import CoreTriplesFactory, TriplesFactory
 
 from .common import (
     Answer,
     Clock,
     Graph,
+    Snapshots,
     StepRequest,
     seconds_an_epoch,
     serve,
@@ -117,5 +123,53 @@ def all_entities(graph: str, dim: int, batch: int, steps: int, warmup: int, thre
     return seconds_an_epoch(answer, len(stored.triples["train"]), batch)
 
 
+class Stores(TrainingCallback):
+    """Stores snapshots; inverse relations, every second row of PyKEEN's table, come last."""
+
+    def __init__(self, snapshots: Snapshots) -> None:
+        super().__init__()
+        self.snapshots = snapshots
+
+    def tables(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        entity, relation = (
+            table[0]().detach()
+            for table in (self.model.entity_representations, self.model.relation_representations)
+        )
+        return entity, torch.cat([relation[::2], relation[1::2]])
+
+    def post_batch(self, epoch: int, batch: Any, **kwargs: Any) -> None:
+        self.snapshots.tick(self.tables)
+
+
+def train(graph: str, dim: int, budget: float, folder: str, threads: int) -> Answer:
+    stored = Graph.read(graph)
+    triples = torch.from_numpy(stored.triples["train"])
+    sizes = stored.n_entity, stored.n_relation
+    factory = CoreTriplesFactory(triples, *sizes, create_inverse_triples=True)
+    model = make_model(
+        "complex", dim, factory, loss="crossentropy", entity_initializer="xavier_uniform",
+        relation_initializer="xavier_uniform", regularizer=None,
+    )  # fmt: skip
+    loop = LCWATrainingLoop(
+        model=model, triples_factory=factory, optimizer="adagrad", optimizer_kwargs=dict(lr=0.1)
+    )
+    snapshots = Snapshots(folder, budget)
+
+    def run() -> None:
+        loop.train(
+            triples_factory=factory, num_epochs=100_000, batch_size=512, use_tqdm=False,
+            callbacks=[Stores(snapshots)],
+        )  # fmt: skip
+
+    return snapshots.run(run, note="LCWA, batch 512, cross-entropy, inverse triples, Adagrad 0.1")
+
+
 if __name__ == "__main__":
-    serve(["pykeen"], step=step, evaluate=evaluate, prepare=prepare, all_entities=all_entities)
+    serve(
+        ["pykeen"],
+        step=step,
+        evaluate=evaluate,
+        prepare=prepare,
+        all_entities=all_entities,
+        train=train,
+    )
