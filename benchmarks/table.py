@@ -88,12 +88,12 @@ class Table:
         """Median, ratio to the base, and peak memory where memory is what matters."""
         if case is None or "median" not in case:
             return "-" if case is None else case["why"]
-        text = f"{case['median']:.3g}"
+        text = number(case["median"])
         if self.with_memory:
             text += f" ({case['peak_mb']:.0f} MB)"
         if base is None or case["column"] == self.base:
             return text
-        return f"{text}, **{case['median'] / base:.2g} x**"
+        return f"{text}, **{number(case['median'] / base)} x**"
 
 
 def summary(answers: List[Dict[str, Any]], key: str) -> Found:
@@ -122,6 +122,11 @@ def notes(cases: List[Found]) -> List[str]:
         if names:
             lines.append(f"* {column}: {'; '.join([*remarks, ', '.join(names)])}.")
     return lines
+
+
+def number(x: float) -> str:
+    """With two or three digits that mean something: 0.12, 3.4, 56.7, 1,234."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.1f}" if x >= 2 else f"{x:.2f}"
 
 
 def unique(values: Any) -> List[str]:

@@ -152,7 +152,7 @@ def all_entities(
 
 
 def train(
-    graph: str, dim: int, budget: float, folder: str, threads: int, recipe: str
+    graph: str, dim: int, budget: float, folder: str, threads: int, n3: float, recipe: str
 ) -> Answer:  # fmt: skip
     """ComplEx with inverse relations and N3, against all entities or with 4,096 shared negatives."""
     stored = Graph.read(graph)
@@ -167,7 +167,7 @@ def train(
     triples = PartitionedTripleSet.create_from_dataset(
         in_memory(*stored), "train", sharding, add_inverse_triples=sampled
     )
-    penalty = LpRegularizer(0.1)
+    penalty = LpRegularizer(n3)
     if sampled:
         negatives = RandomShardedNegativeSampler(4096, sharding, 0, "t", flat_negative_format=True)
         loss = SampledSoftmaxCrossEntropyLoss(stored.n_entity, loss_scale=1 / 512)
@@ -190,7 +190,7 @@ def train(
             snapshots.tick(tables)
 
     against = "4,096 shared negatives" if sampled else "all entities, products in bf16"
-    note = f"{against}, batch 512, inverse relations, N3 0.1, Adagrad 0.1"
+    note = f"{against}, batch 512, inverse relations, N3 {n3}, Adagrad 0.1"
     return snapshots.run(loop, note=note)
 
 

@@ -109,7 +109,7 @@ def step(**fields: Any) -> Answer:
     return time_hogwild(request, make_step, loss="log-sigmoid", note=note)
 
 
-def train(graph: str, dim: int, budget: float, folder: str, threads: int) -> Answer:
+def train(graph: str, dim: int, budget: float, folder: str, threads: int, n3: float) -> Answer:
     stored = Graph.read(graph)
     request = StepRequest("complex", dim=dim, n_negative=1024, threads=threads)
     request = request._replace(n_entity=stored.n_entity, n_relation=stored.n_relation)

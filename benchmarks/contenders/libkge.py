@@ -132,7 +132,7 @@ def all_entities(graph: str, dim: int, batch: int, steps: int, warmup: int, thre
     return seconds_an_epoch(answer, len(stored.triples["train"]), batch)
 
 
-def train(graph: str, dim: int, budget: float, folder: str, threads: int) -> Answer:
+def train(graph: str, dim: int, budget: float, folder: str, threads: int, n3: float) -> Answer:
     stored = Graph.read(graph)
     config = make_config(
         "complex", dim, False,
@@ -141,7 +141,7 @@ def train(graph: str, dim: int, budget: float, folder: str, threads: int) -> Ans
         train__optimizer__default__args__lr=0.1,
         lookup_embedder__initialize_args__std=1e-3,
         lookup_embedder__regularize="n3",
-        lookup_embedder__regularize_weight=0.1,
+        lookup_embedder__regularize_weight=n3,
         lookup_embedder__regularize_args__weighted=True,
     )  # fmt: skip
     config.set("model", "reciprocal_relations_model")
@@ -161,7 +161,9 @@ def train(graph: str, dim: int, budget: float, folder: str, threads: int) -> Ans
             job.epoch += 1
             job.run_epoch()
 
-    return snapshots.run(loop, note="1vsAll, batch 512, reciprocal relations, N3 0.1, Adagrad 0.1")
+    return snapshots.run(
+        loop, note=f"1vsAll, batch 512, reciprocal relations, N3 {n3}, Adagrad 0.1"
+    )
 
 
 if __name__ == "__main__":

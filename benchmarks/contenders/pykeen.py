@@ -141,7 +141,7 @@ class Stores(TrainingCallback):
         self.snapshots.tick(self.tables)
 
 
-def train(graph: str, dim: int, budget: float, folder: str, threads: int) -> Answer:
+def train(graph: str, dim: int, budget: float, folder: str, threads: int, n3: float) -> Answer:
     stored = Graph.read(graph)
     triples = torch.from_numpy(stored.triples["train"])
     sizes = stored.n_entity, stored.n_relation
