@@ -29,10 +29,11 @@ from .common import (
 
 
 def make_model(model: str, dim: int, factory: CoreTriplesFactory, **options: Any) -> ERModel:
-    """A model with `dim` real numbers an entity, without constraints on its tables."""
+    """A model with `dim` real numbers an entity, without constraints or regularisers on its tables."""
     names = split_names(model)
     if names["name"] in ("complex", "rotate"):
         kind = {"complex": ComplEx, "rotate": RotatE}[names["name"]]
+        options = {**options, "regularizer": None}
         return kind(triples_factory=factory, embedding_dim=dim // 2, random_seed=0, **options)
     return ERModel(
         triples_factory=factory,
@@ -148,7 +149,7 @@ def train(graph: str, dim: int, budget: float, folder: str, threads: int, n3: fl
     factory = CoreTriplesFactory(triples, *sizes, create_inverse_triples=True)
     model = make_model(
         "complex", dim, factory, loss="crossentropy", entity_initializer="xavier_uniform",
-        relation_initializer="xavier_uniform", regularizer=None,
+        relation_initializer="xavier_uniform",
     )  # fmt: skip
     loop = LCWATrainingLoop(
         model=model, triples_factory=factory, optimizer="adagrad", optimizer_kwargs=dict(lr=0.1)

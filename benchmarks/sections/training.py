@@ -27,9 +27,9 @@ CONTENDERS: List[Tuple[str, str, Dict[str, Any]]] = [
     ("DGL-KE", "dglke", {}),
 ]
 DIM = 200
-#: Shares of the best MRR of any contender whose times are compared.
 #: Weight of N3 in the recipes that have it, as in `examples/configs/`; 0.1 for other graphs.
 N3 = {"fb15k-237": 0.05}
+#: Shares of the best MRR of any contender whose times are compared.
 SHARES = (0.5, 0.8, 0.9, 0.95)
 
 
