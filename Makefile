@@ -60,7 +60,7 @@ types: $(READY)
 	$(BIN)/python -m mypy
 
 bench: $(READY)
-	for script in benchmarks/*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

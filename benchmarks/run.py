@@ -1,178 +1,132 @@
-"""Measure what the design promises, in one run on one machine: medians and ratios.
+"""Measure besskge_core against its peers and against the machine, in one run: `make bench`.
 
-    python benchmarks/run.py [--quick]
+    python -m benchmarks.run [--sections steps growth ...] [--rounds 3] [--peers FOLDER] [--quick]
 
-1. A training step on growing graphs: its time must not follow the number of entities.
-2. Native operations against their plain-torch references.
-3. Filtered evaluation, queries a second.
-
-Results go to `benchmarks/results/local.{json,md}`, with machine and versions. Absolute times
-belong to the machine; the ratios are the result.
+Contenders take turns, each in a process and an environment of its own; medians of the rounds and
+their ratios are reported. Absolute times belong to the machine: quote the ratios. Results go to
+`benchmarks/results/bench.json`, `bench.md`, and charts beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import time
+import os
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Dict, List
 
-import numpy as np
 import torch
 
-from besskge_core.batch_sampler import RandomShardedBatchSampler
-from besskge_core.bess import ScoreMovingBessKGE
-from besskge_core.dataset import KGDataset
+from benchmarks import plots, roof
+from benchmarks.peers import Peers
+from benchmarks.sections import all_entities, evaluation, operations, preparation, steps, training
+from benchmarks.table import Table
 from besskge_core.environment import describe
-from besskge_core.evaluation import rank_triples
-from besskge_core.known import KnownTriples
-from besskge_core.loss import SampledSoftmaxCrossEntropyLoss
-from besskge_core.negative_sampler import RandomShardedNegativeSampler
-from besskge_core.ops.native import NATIVE
-from besskge_core.ops.rank_counts import Filter, rank_counts, reference
-from besskge_core.optim import Adagrad
-from besskge_core.runtime import LocalRuntime
-from besskge_core.scoring import ComplEx
-from besskge_core.sharding import PartitionedTripleSet, Sharding
 
 RESULTS = Path(__file__).parent / "results"
-N_SHARD, DIM, BATCH_SIZE, N_NEGATIVE = 4, 100, 1024, 256
+#: Modules whose sections are tables; the others have `measure` and `as_markdown` of their own.
+TABLES = {
+    "steps": steps,
+    "evaluation": evaluation,
+    "all_entities": all_entities,
+    "preparation": preparation,
+}
+SECTIONS = ["roof", "operations", *TABLES, "training"]
 
 
 def main() -> None:
+    options = parse_options()
+    torch.set_num_threads(options.threads)
+    peers = Peers(options.peers, options.threads)
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    report: Dict[str, Any] = {
+        "environment": describe(), "rounds": options.rounds, "quick": options.quick,
+        "missing": peers.missing(), "noise": [roof.noise_check()], "sections": {},
+    }  # fmt: skip
+    lines: List[str] = []
+
+    def between() -> None:
+        report["noise"].append(roof.noise_check())
+
+    for name in options.sections:
+        lines += run_section(name, options, peers, out, report["sections"], between)
+        between()
+        (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
+        (out / "bench.md").write_text("\n".join([*heading(report), *lines]))
+    print((out / "bench.md").read_text())
+
+
+def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, to try the script")
-    quick = parser.parse_args().quick
-    sizes = [1_000, 10_000] if quick else [10_000, 100_000, 1_000_000]
-    repeats = 3 if quick else 15
-    report = {
-        "environment": describe(),
-        "step": measure_steps(sizes, repeats),
-        "rank_counts": measure_rank_counts(sizes[0] if quick else 40_000, repeats),
-        "evaluation": measure_evaluation(sizes[0] if quick else 40_000, 200 if quick else 4_000),
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds of each training")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", default=str(RESULTS), help="folder of the results")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round: a trial")
+    parser.add_argument(
+        "--peers", type=Path, default=os.environ.get("BESSKGE_PEERS"),
+        help="folder with an environment for each peer; default: $BESSKGE_PEERS",
+    )  # fmt: skip
+    options = parser.parse_args()
+    options.peers = Path(options.peers) if options.peers else None
+    options.rounds = 1 if options.quick else options.rounds
+    return options
+
+
+def run_section(
+    name: str, options: argparse.Namespace, peers: Peers, out: Path, sections: Dict[str, Any],
+    between: Any,
+) -> List[str]:  # fmt: skip
+    """Measure a section into `sections`, draw it, and return its Markdown."""
+    if name == "roof":
+        sections[name] = roof.measure(sorted({1, options.threads}), options.quick)
+        return roof.as_markdown(sections[name])
+    if name == "training":
+        budget = 8.0 if options.quick else options.budget
+        sections[name] = training.measure(peers, options.quick, out, budget)
+        return training.as_markdown(sections[name])
+    if name == "operations":
+        sections[name] = operations.measure(peers, options.quick, out)
+        return operations.as_markdown(sections[name])
+    lines: List[str] = []
+    for table in TABLES[name].tables(options.quick):
+        found = table.measure(peers, options.rounds, between)
+        sections[table.name] = found
+        lines += [*table.as_markdown(found), *chart_of(table, found, out)]
+    return lines
+
+
+def chart_of(table: Table, found: Dict[str, Any], out: Path) -> List[str]:
+    chart = plots.draw_table(table, found, out / f"bench-{table.name}.png")
+    return [f"![{table.title}]({chart})" if chart else "No chart: matplotlib is not installed.", ""]
+
+
+def heading(report: Dict[str, Any]) -> List[str]:
+    """Machine, versions, who is missing, and how steady the machine was."""
+    environment, noise = report["environment"], report["noise"]
+    machine = ", ".join(str(environment[key]) for key in ("cpu", "platform"))
+    spread = {
+        name: max(x[name] for x in noise) / min(x[name] for x in noise) - 1 for name in noise[0]
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "local.json").write_text(json.dumps(report, indent=1) + "\n")
-    (RESULTS / "local.md").write_text(as_markdown(report))
-    print(as_markdown(report))
-
-
-def timed(run: Callable[[], Any]) -> float:
-    """Milliseconds of one call."""
-    begin = time.perf_counter()
-    run()
-    return 1e3 * (time.perf_counter() - begin)
-
-
-def random_graph(n_entity: int, n_triple: int = 200_000) -> KGDataset:
-    rng = np.random.default_rng(0)
-    columns = [rng.integers(n, size=n_triple) for n in (n_entity, 100, n_entity)]
-    return KGDataset.from_triples(
-        np.stack(columns, axis=1).astype(np.int32),
-        split=(0.9, 0.05, 0.05),
-        entity_dict=[str(i) for i in range(n_entity)],
-        relation_dict=[str(i) for i in range(100)],
-    )
-
-
-def measure_steps(sizes: List[int], repeats: int) -> List[Dict[str, float]]:
-    """One step of ComplEx with shared negatives, for graphs of these numbers of entities.
-
-    The graphs take turns, so that a change of the machine's speed falls on all alike.
-    """
-    runs = []
-    for n_entity in sizes:
-        graph = random_graph(n_entity)
-        sharding = Sharding.create(n_entity, N_SHARD, seed=0)
-        triples = PartitionedTripleSet.create_from_dataset(graph, "train", sharding)
-        negatives = RandomShardedNegativeSampler(
-            N_NEGATIVE // N_SHARD**2, sharding, 0, "t", flat_negative_format=True
-        )
-        sampler = RandomShardedBatchSampler(triples, negatives, BATCH_SIZE // N_SHARD, 1, 0)
-        score_fn = ComplEx(False, sharding, graph.n_relation_type, DIM)
-        loss = SampledSoftmaxCrossEntropyLoss(n_entity, loss_scale=1 / sampler.shard_bs)
-        runtime = LocalRuntime(ScoreMovingBessKGE(negatives, score_fn, loss))
-        step = runtime.training_step(Adagrad(runtime.model.parameters()))
-        batches = runtime.dataloader(sampler)
-        step(next(batches))
-        runs.append((n_entity, step, batches, []))
-    for _ in range(repeats):
-        for _, step, batches, times in runs:
-            batch = next(batches)
-            times.append(timed(lambda step=step, batch=batch: step(batch)))
-    base = statistics.median(runs[0][3])
+    missing = "; ".join(f"{name}: {why}" for name, why in report["missing"].items()) or "none"
     return [
-        {"n_entity": n, "ms": statistics.median(times), "ratio": statistics.median(times) / base}
-        for n, _, _, times in runs
-    ]
-
-
-def measure_rank_counts(n_entity: int, repeats: int) -> Dict[str, Any]:
-    """Counting of 512 queries against all entities, native against reference, in turns."""
-    scores = torch.randn(512, n_entity, generator=torch.Generator().manual_seed(0))
-    truth, row, none = scores[:, 0].contiguous(), torch.arange(512), torch.zeros(513).long()
-    filtered = Filter(none, none[:0])
-    times: Dict[str, List[float]] = {"native": [], "reference": []}
-    for _ in range(repeats):
-        times["native"].append(timed(lambda: rank_counts(scores, truth)))
-        times["reference"].append(timed(lambda: reference(scores, truth, row, filtered, 0)))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    speed = scores.numel() * scores.element_size() / medians["native"] / 1e6
-    ratio = medians["reference"] / medians["native"]
-    return {"native": NATIVE, "ms": medians, "speed_up": ratio, "native_GB_per_s": speed}
-
-
-def measure_evaluation(n_entity: int, n_triple: int) -> Dict[str, float]:
-    """Filtered ranking of both sides of random triples."""
-    graph = random_graph(n_entity)
-    sharding = Sharding.create(n_entity, N_SHARD, seed=0)
-    score_fn = ComplEx(False, sharding, graph.n_relation_type, DIM)
-    known, triples = KnownTriples.of(graph), graph.triples["test"][:n_triple]
-    milliseconds = timed(lambda: rank_triples(score_fn, triples, known))
-    scores_per_second = 2 * len(triples) * n_entity / milliseconds * 1e3
-    return {
-        "n_entity": n_entity,
-        "n_triple": len(triples),
-        "seconds": milliseconds / 1e3,
-        "scores_per_second": scores_per_second,
-    }
-
-
-def as_markdown(report: Dict[str, Any]) -> str:
-    environment = report["environment"]
-    count, evaluation = report["rank_counts"], report["evaluation"]
-    lines = [
-        "# Measured on one machine",
+        "# Benchmarks, one run on one machine",
         "",
-        "`make bench` on "
-        + ", ".join(f"{environment[k]}" for k in ("cpu", "platform"))
-        + f"; {environment['threads']} threads, torch {environment['torch']},"
-        + f" Python {environment['python']}",
+        f"`make bench` on {machine}; {environment['n_cpu']} processors, {environment['threads']}"
+        f" threads, torch {environment['torch']}, Python {environment['python']}; medians of"
+        f" {report['rounds']} rounds, contenders in turn." + (" **A trial.**" * report["quick"]),
         "",
-        f"## A training step (ComplEx, {DIM} complex, {N_SHARD} shards, batch {BATCH_SIZE},"
-        f" {N_NEGATIVE} shared negatives, Adagrad)",
+        "Absolute times belong to the machine; a ratio says how many times as long as besskge_core"
+        " a contender takes.",
         "",
-        "| entities | ms | of the smallest |",
-        "|---|---|---|",
-        *(f"| {r['n_entity']:,} | {r['ms']:.1f} | {r['ratio']:.2f} x |" for r in report["step"]),
+        f"Noise: between rounds the same matrix product varied by {100 * spread['gemm_ms']:.0f} %,"
+        f" the same copy by {100 * spread['copy_ms']:.0f} % (largest over smallest).",
         "",
-        "## Native operations",
-        "",
-        "| operation | native ms | reference ms | speed-up | GB/s |",
-        "|---|---|---|---|---|",
-        f"| rank_counts{'' if count['native'] else ' (not built)'} | {count['ms']['native']:.2f} |"
-        f" {count['ms']['reference']:.2f} | {count['speed_up']:.1f} x |"
-        f" {count['native_GB_per_s']:.1f} |",
-        "",
-        "## Filtered evaluation, both sides",
-        "",
-        f"{evaluation['n_triple']:,} triples, {evaluation['n_entity']:,} entities:"
-        f" {evaluation['seconds']:.2f} s, {evaluation['scores_per_second'] / 1e6:.0f} M scores/s.",
+        f"Peers that could not be measured: {missing}.",
         "",
     ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
