@@ -43,7 +43,7 @@ class LocalRuntime:
         model: the module of `besskge_core.bess`; it is moved to the device, and its exchange is
             set.
         device: where tables live and steps run.
-        n_worker: threads that make batches ahead.
+        n_worker: threads that make batches ahead; 0: batches are made when they are asked for.
     """
 
     def __init__(
