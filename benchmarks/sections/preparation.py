@@ -17,10 +17,11 @@ def tables(quick: bool) -> List[Table]:
             name="preparation",
             title="Preparation of labelled triples",
             text=f"Seconds (peak memory of the process) to read {n_triple:,} triples of strings,"
-            f" {n_entity:,} entities, from a TSV and number them. DGL-KE also writes its"
+            f" {n_entity:,} entities, from a TSV and number them; one round. DGL-KE also writes its"
             " dictionaries, PyTorch-BigGraph dictionaries and partitions: the others need not.",
             key="seconds",
-            rows_are="",
+            rounds=1,
+            rows_are="file",
             with_memory=True,
             cases=[
                 Case(f"{n_triple:,} triples", NAMES[name], name, dict(what="prepare", path=path))
