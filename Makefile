@@ -81,7 +81,7 @@ $(READY): $(BUILT_FROM)
 	  $(BIN)/python -W ignore -c 'import torch'; } || \
 	  $(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip list --format=freeze | grep '^torch==' > $(VENV)/torch.txt
-	$(BIN)/python -m pip install -c $(VENV)/torch.txt 'pip>=21.3' 'setuptools>=64' wheel
+	$(BIN)/python -m pip install -c $(VENV)/torch.txt 'pip>=21.3' 'setuptools>=64' wheel ninja
 	$(BIN)/python -m pip install -c $(VENV)/torch.txt --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c 'from besskge_core.ops.native import MISSING; \
 	  print("native operations:", MISSING or "built")'

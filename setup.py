@@ -43,7 +43,7 @@ def native():
     if missing:
         print(f"besskge_core is built as pure Python: {missing}", file=sys.stderr)
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, is_ninja_available
 
     # Threads are torch's own: OpenMP is compiled for and not linked, torch's runtime serves.
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
@@ -58,7 +58,8 @@ def native():
     )
     return {
         "ext_modules": [extension],
-        "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=False)},
+        # Files are compiled side by side where there is a ninja.
+        "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=is_ninja_available())},
     }
 
 
