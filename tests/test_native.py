@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 
 COUNT = """
 import torch
-from besskge_core.ops import count_better
+from besskge_core.ops import rank_counts
 from besskge_core.ops.native import MISSING, operations
-print(count_better(torch.tensor([[1., 2., 3.]]), torch.tensor([2.]))[0].item(), MISSING, operations())
+print(rank_counts(torch.tensor([[1., 2., 3.]]), torch.tensor([2.]))[0].item(), MISSING, operations())
 """
 
 built = pytest.mark.skipif(not native.NATIVE, reason="the native operations are not built")

@@ -116,7 +116,7 @@ def _elementwise(loss_fn: Any, n: int) -> Optional[Rule]:
 
 
 def _double_margin(loss_fn: Any, n: int) -> Optional[Rule]:
-    activation = _MODULES.get(type(loss_fn.margin_activation))
+    activation = _activation_of(loss_fn.margin_activation)
     if activation is None:
         return None
     # A positive counts once for each of its negatives, so that means are over n entries of each.
@@ -132,7 +132,7 @@ def _double_margin(loss_fn: Any, n: int) -> Optional[Rule]:
 def _pairs(loss_fn: Any, n: int) -> Optional[Rule]:
     activation: Optional[str] = "softplus"
     if isinstance(loss_fn, PairwiseMarginLoss):
-        activation = _MODULES.get(type(loss_fn.margin_activation))
+        activation = _activation_of(loss_fn.margin_activation)
     if activation is None:
         return None
     rule = _reduced(
@@ -143,7 +143,13 @@ def _pairs(loss_fn: Any, n: int) -> Optional[Rule]:
     return rule._replace(loss=rule.loss._replace(scale=rule.loss.scale * n))
 
 
-_MODULES = {nn.ReLU: "relu", nn.Softplus: "softplus"}
+def _activation_of(module: nn.Module) -> Optional[str]:
+    if type(module) is nn.ReLU:
+        return "relu"
+    if type(module) is nn.Softplus and (module.beta, module.threshold) == (1.0, 20.0):
+        return "softplus"
+    return None
+
 
 _RULES: Dict[Type[Loss], Callable[[Any, int], Optional[Rule]]] = {
     LogSigmoidLoss: _log_sigmoid,

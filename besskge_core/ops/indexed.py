@@ -11,6 +11,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from besskge_core.errors import ConfigError
 from besskge_core.ops import native
@@ -48,7 +49,7 @@ def indexed(
     if not (native.serves(q, torch.float32) and table.dtype == q.dtype):
         return reference(q, table, index, comparison)
     if plan is None and torch.is_grad_enabled() and table.requires_grad:
-        plan = plan_rows(index.reshape(-1), table[..., 0].numel())
+        plan = plan_rows(index.reshape(-1), table.shape[:2].numel())
     scores: Tensor = _Indexed.apply(q, table, index, comparison, plan)
     return scores
 
@@ -58,13 +59,14 @@ class _Indexed(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, table: Tensor, index: Tensor, comparison: str, plan: Optional[RowPlan]
     ) -> Tensor:
-        flat = table.view(-1, table.shape[-1])
+        flat = table.flatten(end_dim=1)
         scores: Tensor = torch.ops.besskge.indexed(q, flat, index, comparison)
         ctx.save_for_backward(q, table, index, scores)
         ctx.comparison, ctx.plan = comparison, plan
         return scores
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         q, table, index, scores = ctx.saved_tensors
         plan = ctx.plan or plan_rows(index.new_empty(0), 0)
@@ -73,7 +75,7 @@ class _Indexed(torch.autograd.Function):
         ):  # the table is frozen: no row has a gradient, but the order is asked for
             plan = plan._replace(order=torch.arange(index.numel()))
         dq, rows = torch.ops.besskge.indexed_backward(
-            grad, scores, q, table.view(-1, table.shape[-1]), index, ctx.comparison, *plan
+            grad, scores, q, table.flatten(end_dim=1), index, ctx.comparison, *plan
         )
         if ctx.plan is None:
             return dq, None, None, None, None

@@ -10,6 +10,7 @@ from typing import Any, Optional, Tuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from besskge_core.errors import ConfigError
 from besskge_core.ops import native
@@ -68,6 +69,7 @@ class _Pairwise(torch.autograd.Function):
         return scores
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         q, e, weight, scores = ctx.saved_tensors
         dq, de, dw = torch.ops.besskge.pairwise_backward(grad, scores, q, e, ctx.comparison, weight)

@@ -18,6 +18,7 @@ from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.ops import native
@@ -151,10 +152,8 @@ class _SampledLoss(torch.autograd.Function):
         pairing: Pairing, rule: LossRule, weight: Optional[Tensor], plan: Optional[RowPlan],
         wanted: bool,
     ) -> Tensor:  # fmt: skip
-        flat, weights = (
-            table.view(-1, table.shape[-1]),
-            [None] * len(index) if weight is None else weight,
-        )
+        flat = table.flatten(end_dim=1)
+        weights = [None] * len(index) if weight is None else weight
         found = [
             torch.ops.besskge.sampled_loss(
                 flat, rows, relation, ids, of_group, *pairing, *rule[:3], rule[3:9], rule.scale,
@@ -168,11 +167,12 @@ class _SampledLoss(torch.autograd.Function):
             losses, parts, relations = zip(*found)
             loss, of_relations = torch.stack(losses).sum(), torch.stack(relations).sum(0)
             of_rows = torch.cat(parts)
-        ctx.found = of_rows, of_relations, index.view(-1) if plan is None else plan.unique_rows
+        ctx.found = of_rows, of_relations, index.reshape(-1) if plan is None else plan.unique_rows
         ctx.shape = table.shape
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         found, ctx.found = ctx.found, None
         if found is None:
@@ -202,7 +202,11 @@ def reference(
         head, tail, candidate = rows[:n], rows[n : 2 * n], rows[2 * n :]
         known, answer = (tail, head) if pairing.heads else (head, tail)
         query = _moved(known, relation[ids.long()], pairing.move, pairing.heads)
-        lists = candidate.view(n, -1, rows.shape[-1]) if pairing.per_triple else candidate
+        lists = (
+            candidate.view(n, pairing.n_candidate, rows.shape[-1])
+            if pairing.per_triple
+            else candidate
+        )
         positive = compared(query, answer, pairing.comparison)
         negative = compared(query.unsqueeze(1), lists, pairing.comparison)
         cost = _cost(positive, negative, rule)

@@ -42,8 +42,8 @@ struct Softplus {
 };
 struct Relu {
   BESSKGE_INLINE void of(Vec x, Vec& cost, Vec& slope) {
-    cost = x > 0.0f ? x : Vec{};
-    slope = x > 0.0f ? all(1.0f) : Vec{};
+    cost = x <= 0.0f ? Vec{} : x;  // what is no number stays none
+    slope = x <= 0.0f ? Vec{} : all(1.0f);
   }
 };
 struct Identity {

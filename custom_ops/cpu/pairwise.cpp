@@ -144,7 +144,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> pairwise_backward(
   gradients.de = gradients.e;
   gradients.de.data = floats(de);
   const at::Tensor d_query = pooled({b, d}, at::kFloat), d_candidate = pooled({n, d}, at::kFloat);
-  const at::Tensor d_weight = job.weight ? pooled({b, d}, at::kFloat) : at::empty({0, d});
+  const at::Tensor d_weight = pairs.weight.defined() ? pooled({b, d}, at::kFloat) : at::empty({0, d});
   job.d_query = floats(d_query);
   job.d_candidate = floats(d_candidate);
   job.d_weight = floats(d_weight);
