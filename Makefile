@@ -35,7 +35,8 @@ test: $(READY)
 # not built so: the runtime is preloaded, with the library whose throw it watches, and what Python
 # keeps at its end is no leak of ours.
 ASAN := build/asan
-ASAN_TESTS := test_ops.py test_native.py test_optim.py test_scatter_update.py
+ASAN_TESTS := $(addprefix test_,native.py optim.py scatter_update.py gather.py sample.py pairs.py \
+  sampled_loss.py fused.py softmax_tiles.py rank_counts.py)
 asan: $(READY)
 	CFLAGS="-fsanitize=address -fno-omit-frame-pointer" LDFLAGS="-fsanitize=address" \
 	  $(BIN)/python setup.py -q build --build-base $(ASAN)-objects --build-lib $(ASAN)
