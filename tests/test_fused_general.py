@@ -72,6 +72,21 @@ class OwnCandidates(TransE):
         return 2.0 * super().score_candidates(*arguments)
 
 
+class OwnAnswers(TransE):
+    def score_query(self, *arguments):
+        return 2.0 * super().score_query(*arguments)
+
+
+class OwnEntities(TransE):
+    def entities(self, rows, counted=True):
+        return 2.0 * super().entities(rows, counted)
+
+
+class OwnRelations(TransE):
+    def relation(self, relation_id):
+        return 2.0 * super().relation(relation_id)
+
+
 class OtherOperator(TransE):
     @staticmethod
     def make_formula(dim, p):
@@ -134,6 +149,9 @@ NOT_PLAIN = {
     "queries of its own": dict(make=OwnQuery),
     "scores of tails of its own": dict(make=OwnTails),
     "scores of candidates of its own": dict(make=OwnCandidates),
+    "scores of answers of its own": dict(make=OwnAnswers),
+    "entities of its own": dict(make=OwnEntities),
+    "relations of its own": dict(make=OwnRelations),
     "an operator of its own": dict(make=OtherOperator),
     "a comparator of its own": dict(make=OtherComparator),
     "scores of its own": dict(mover=OwnScores),

@@ -22,16 +22,20 @@ from besskge_core.bess.tiled import Here, Task, TileShape, all_entity_loss
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
 from besskge_core.loss import CrossEntropyLoss, LabelledLoss
+from besskge_core.ops.pairwise import serves
 from besskge_core.regularizer import Regularizer
 from besskge_core.scoring import BaseScoreFunction, Query
+from besskge_core.scoring.native_form import native_form
 from besskge_core.sharding import Sharding
 
 #: Which of everyone's queries have their answers here, and in which rows: (K,) each.
 Answers = Tuple[Tensor, Tensor]
 
 #: Numbers that scores which are no inner products hold, over those of an inner product: 140 to 290
-#: bytes a score were measured for RotatE and HAKE, 13 for products.
+#: bytes a score were measured for HAKE and, in plain torch, RotatE; 13 for products. Native
+#: distances hold their scores, and on the way back the coefficients of the pairs.
 NUMBERS_OF_A_DISTANCE = 8
+NUMBERS_OF_A_NATIVE_DISTANCE = 2
 
 
 class AllEntitiesBessKGE(OverTables, abc.ABC):
@@ -42,8 +46,8 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
         loss_fn: loss of scores with labels; None: cross-entropy.
         label_smoothing: of the labels; what it means is the loss's business.
         regularizer: penalty of the embeddings of the triples.
-        max_scores: scores held at a time, an eighth of it where scores are not inner products; the
-            numbers do not depend on it.
+        max_scores: scores held at a time, an eighth of it where scores are not inner products (half
+            of it for native distances); the numbers do not depend on it.
         score_dtype: torch.bfloat16 or torch.float16 for the matrix products that score candidates
             (distances have none, and stay as they are); None: that of the tables. Losses are
             computed in float32 in any case.
@@ -198,7 +202,10 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
         """Of the tiles of so many queries and hosted shards."""
         if self.tile_shape is not None:
             return self.tile_shape
-        held = 1 if self.score_fn.is_inner_product else NUMBERS_OF_A_DISTANCE
+        held = 1
+        if not self.score_fn.is_inner_product:
+            is_native = native_form(self.score_fn) is not None and serves(self.entity_embedding)
+            held = NUMBERS_OF_A_NATIVE_DISTANCE if is_native else NUMBERS_OF_A_DISTANCE
         most = max(self.max_scores // held, 1)
         return TileShape.of(n_query, self.entity_embedding.shape[1], n_host, most)
 

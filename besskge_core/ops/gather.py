@@ -11,7 +11,8 @@ from typing import Any, Tuple
 import torch
 from torch import Tensor
 
-from besskge_core.ops.native import NATIVE, register_fake
+from besskge_core.ops import native
+from besskge_core.ops.native import register_fake
 from besskge_core.shapes import match_shapes
 
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -33,7 +34,7 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
         IndexError: an index out of range, on the CPU.
     """
     match_shapes(table=(table, "L E D"), index=(index, "L K"))
-    if NATIVE and table.device.type == "cpu" and table.dtype in _NATIVE_DTYPES:
+    if native.serves(table, *_NATIVE_DTYPES):
         rows: Tensor = torch.ops.besskge.gather(table, index)
         return rows
     return reference(table, index)

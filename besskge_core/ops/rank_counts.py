@@ -11,7 +11,8 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from besskge_core.ops.native import NATIVE, register_fake
+from besskge_core.ops import native
+from besskge_core.ops.native import register_fake
 from besskge_core.shapes import match_shapes
 
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -72,7 +73,7 @@ def rank_counts(
     if filtered is None:
         none = torch.zeros(len(scores) + 1, dtype=torch.int64, device=scores.device)
         filtered = Filter(none, none[:0])
-    if NATIVE and scores.device.type == "cpu" and scores.dtype in _NATIVE_DTYPES:
+    if native.serves(scores, *_NATIVE_DTYPES):
         counts: Tuple[Tensor, Tensor] = torch.ops.besskge.rank_counts(
             scores, answer_score, row, *filtered, first
         )

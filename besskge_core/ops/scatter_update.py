@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from besskge_core.errors import ShapeError
-from besskge_core.ops.native import NATIVE, register_fake
+from besskge_core.ops import native
+from besskge_core.ops.native import register_fake
 from besskge_core.ops.rounding import Rounding, narrow
 from besskge_core.ops.rows import RowPlan, sum_rows
 from besskge_core.ops.rules import PER_ROW, STATES, Rule, apply_rule
@@ -72,9 +73,7 @@ def scatter_update(
 
 def _is_native(table: Tensor, state: Sequence[Tensor], values: Tensor) -> bool:
     return (
-        NATIVE
-        and table.is_cpu
-        and table.dtype in _NATIVE_DTYPES
+        native.serves(table, *_NATIVE_DTYPES)
         and values.dtype in _NATIVE_DTYPES
         and table.dim() > 0
         and table.is_contiguous()

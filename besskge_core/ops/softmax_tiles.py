@@ -11,7 +11,8 @@ from typing import NamedTuple, Optional, Tuple
 import torch
 from torch import Tensor
 
-from besskge_core.ops.native import NATIVE, register_fake
+from besskge_core.ops import native
+from besskge_core.ops.native import register_fake
 from besskge_core.shapes import match_shapes
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
@@ -134,7 +135,7 @@ def gradient_reference(scores: Tensor, logits: Logits, slope: Slope) -> Tensor:
 
 
 def _native(scores: Tensor) -> bool:
-    return NATIVE and scores.device.type == "cpu" and scores.dtype in _NATIVE_DTYPES
+    return native.serves(scores, *_NATIVE_DTYPES)
 
 
 def _check(scores: Tensor, logits: Logits) -> None:

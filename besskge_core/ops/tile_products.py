@@ -14,7 +14,8 @@ from typing import Iterator, NamedTuple, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from besskge_core.ops.native import NATIVE, register_fake
+from besskge_core.ops import native
+from besskge_core.ops.native import register_fake
 from besskge_core.ops.softmax_tiles import Logits, Slope, gradient_reference, log_sum_reference
 from besskge_core.shapes import match_shapes
 
@@ -38,7 +39,7 @@ class Scored(NamedTuple):
 
 def buffer(sizes: Sequence[int], like: Tensor) -> Tensor:
     """A tensor of any contents, in the dtype of another; its memory is kept for the next, if native."""
-    if NATIVE and like.device.type == "cpu":
+    if native.serves(like, like.dtype):
         made: Tensor = torch.ops.besskge.buffer(list(sizes), like.dtype)
         return made
     return like.new_empty(tuple(sizes))
@@ -52,7 +53,7 @@ def inner_products(query: Tensor, rows: Tensor) -> Tensor:
     """
     match_shapes(query=(query, "Q D"), rows=(rows, "M D"))
     query, rows = query.detach(), rows.detach()
-    if NATIVE and query.device.type == "cpu":
+    if native.serves(query, query.dtype):
         out: Tensor = torch.ops.besskge.inner_products(query, rows)
         return out
     return query @ rows.T
@@ -162,12 +163,7 @@ def _tiles(logits: Logits, n_row: int, height: int) -> Iterator[Tuple[slice, Ten
 
 
 def _native(query: Tensor, dtype: torch.dtype) -> bool:
-    return (
-        NATIVE
-        and query.device.type == "cpu"
-        and query.dtype == torch.float32
-        and dtype in (torch.float32, torch.bfloat16)
-    )
+    return native.serves(query, torch.float32) and dtype in (torch.float32, torch.bfloat16)
 
 
 def _check(query: Tensor, rows: Tensor, logits: Logits) -> None:
