@@ -7,6 +7,8 @@
 
 static PairsLayout sampled_layout() { return {kWidth, kRows, kPanel}; }
 
+constexpr int64_t kAhead = 4;  // rows that are asked for before they are needed
+
 BESSKGE_INLINE const float* relation_of(const SampledJob& job, int64_t b) {
   return job.relation + job.relation_id[b] * job.moved.d;
 }
@@ -15,7 +17,7 @@ BESSKGE_INLINE const float* relation_of(const SampledJob& job, int64_t b) {
 static void make_queries(const SampledJob& job, int64_t first, int64_t last, float* row) {
   for (int64_t b = first; b < last; ++b) {
     const float* x = job.rows[job.known + b];
-    if (b + 4 < last) __builtin_prefetch(job.rows[job.known + b + 4]);
+    if (b + kAhead < last) prefetch_row(job.rows[job.known + b + kAhead], job.moved.d);
     move_row(job.moved, x, relation_of(job, b), row);
     pack_row(row, job.moved.d, job.half, job.pairs.q.at(b, 0), job.pairs.q.chunk_step);
   }
@@ -26,6 +28,7 @@ static void pack_candidates(const SampledJob& job, int64_t first, int64_t last) 
   const int64_t n = job.n_candidate, d = job.moved.d;
   for (int64_t i = first * kPanel; i < last * kPanel; ++i) {
     const float* row = i < n ? job.rows[job.candidate + i] : nullptr;
+    if (i + kAhead < n) prefetch_row(job.rows[job.candidate + i + kAhead], d);
     pack_column(row, d, job.panels + i / kPanel * d * kPanel, i % kPanel);
     if (row && job.wanted) pack_row(row, d, job.half, job.pairs.e.at(i, 0), job.pairs.e.chunk_step);
   }
@@ -38,6 +41,8 @@ static void pack_candidates(const SampledJob& job, int64_t first, int64_t last) 
 template <class Metric>
 static void losses_of(const SampledJob& job, int64_t first, int64_t last, float* scores) {
   const int64_t stride = job.pairs.c_stride, n = job.n_candidate;
+  // The answers come while the candidates are scored.
+  for (int64_t b = first; b < last; ++b) prefetch_row(job.rows[job.answer + b], job.moved.d);
   if (!job.per_triple) {
     score_rows<Metric>(job.pairs.q, job.panels, stride / kPanel, job.moved.d, job.half, first, last,
                        scores, stride);
@@ -88,6 +93,10 @@ template <class Metric>
 static void positives_of(const SampledJob& job, int64_t first, int64_t last, float* row) {
   const int64_t d = job.moved.d;
   for (int64_t b = first; b < last; ++b) {
+    if (b + kAhead < last) {
+      prefetch_row(job.rows[job.answer + b + kAhead], d);
+      prefetch_row(job.rows[job.known + b + kAhead], d);
+    }
     const Chunked q = {job.pairs.q.at(b, 0), 0, job.pairs.q.chunk_step};
     const Chunked dq = {job.pairs.dq.at(b, 0), 0, job.pairs.dq.chunk_step};
     pair_gradient<Metric>(q, job.rows[job.answer + b], job.half, job.positive_c[b], dq,
