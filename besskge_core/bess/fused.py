@@ -58,7 +58,6 @@ def fused(module: BessKGE, batch: MicroBatch) -> Optional[Fused]:
         and sampler.corruption_scheme in ("h", "t")
         and type(module.exchange) is LocalExchange
         and batch.negative_mask is None
-        and batch.heads_replaced is None
         and batch.hub is None
         and serves(module.entity_embedding)
     ):
