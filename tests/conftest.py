@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 from loss_support import all_losses, random_labelled, random_scores
+from pairs_support import NATIVE, SETS
+from pairs_support import instruction_set as computing_with
 from support import random_triples
 
 from besskge_core.dataset import KGDataset
@@ -29,6 +31,23 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's number of threads, until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=SETS)
+def instruction_set(request):
+    """Each instruction set of the native operations that this processor has, one after the other."""
+    if not NATIVE:
+        pytest.skip("the native operations are not built")
+    with computing_with(request.param):
+        yield request.param
 
 
 @pytest.fixture

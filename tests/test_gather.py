@@ -32,13 +32,6 @@ def look_up(request):
     return request.param
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def sample(generator, shape, dtype=torch.float32):
     n_host, n_row, width, n_lookup = shape
     table = torch.randn(n_host, n_row, width, generator=generator).to(dtype)

@@ -117,13 +117,6 @@ def test_sums_come_in_the_dtype_of_the_values(dtype):
     assert found.dtype == dtype and found.tolist() == [[2, 2, 2]]
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def test_sums_have_the_same_bits_for_any_number_of_threads(threads, generator):
     rows = torch.randint(300, (20_000,), generator=generator)
     values, plan = torch.randn(20_000, 33, generator=generator), plan_rows(rows, 300)

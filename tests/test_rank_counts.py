@@ -97,32 +97,16 @@ def test_what_is_not_a_number_is_neither_better_nor_equal(dtype):
     assert better.tolist() == [0, 0, 21, 14] and equal.tolist() == [0, 7, 7, 7]
 
 
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def instruction_set(request):
-    if not NATIVE:
-        pytest.skip("the native operations are not built")
-    try:
-        torch.ops.besskge.instruction_set(request.param)
-    except ValueError:
-        pytest.skip("this processor has fewer instructions")
-    yield request.param
-    torch.ops.besskge.instruction_set("widest")
-
-
 def test_every_instruction_set_counts_the_same(instruction_set, dtype, generator):
     for n_column in (1, 3, 16, 17, 100):
         check(*sample((3, n_column, 7, n_column), dtype, generator))
 
 
-def test_threads_change_nothing(generator):
-    before, found = torch.get_num_threads(), []
-    arguments = sample((50, 3000, 400, 900), torch.float32, generator)
-    try:
-        for n_thread in (1, 2, 4):
-            torch.set_num_threads(n_thread)
-            found.append(torch.stack(rank_counts(*arguments)).tolist())
-    finally:
-        torch.set_num_threads(before)
+def test_threads_change_nothing(generator, threads):
+    arguments, found = sample((50, 3000, 400, 900), torch.float32, generator), []
+    for n_thread in (1, 2, 4):
+        threads(n_thread)
+        found.append(torch.stack(rank_counts(*arguments)).tolist())
     assert found[0] == found[1] == found[2]
 
 

@@ -64,13 +64,6 @@ def instruction_set():
     torch.ops.besskge.instruction_set("widest")
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 # -- against the reference -----------------------------------------------------------------------
 
 LOOK_UPS = {

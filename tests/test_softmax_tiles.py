@@ -48,13 +48,6 @@ def shape(request):
     return request.param
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def make_logits(n_query, n_column, n_label, generator, excluded=False, **options):
     """Labels at distinct places, some of them in one row; none in an excluded column."""
     place = torch.randperm(n_query * max(n_column - 1, 1), generator=generator)[:n_label]
@@ -251,18 +244,6 @@ def test_inner_products_are_those_of_torch(generator, dtype, n_row):
 
 
 # -- manners of the native operations ----------------------------------------------------------
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def instruction_set(request):
-    if not NATIVE:
-        pytest.skip("the native operations are not built")
-    try:
-        torch.ops.besskge.instruction_set(request.param)
-    except ValueError:
-        pytest.skip("this processor has fewer instructions")
-    yield request.param
-    torch.ops.besskge.instruction_set("widest")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
