@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from besskge_core.embedding.tables import refactor_embedding_sharding, shard_rows
 from besskge_core.errors import ConfigError
+from besskge_core.ops.rows import sparse_gradient
 from besskge_core.sharding import Sharding
 
 
@@ -179,11 +180,5 @@ class _SparseRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:
-        rows = ctx.saved_tensors[0].long()
-        if len(ctx.table_shape) == 2:
-            entry = rows.unsqueeze(0)
-        else:
-            n_row = ctx.table_shape[1]
-            entry = torch.stack([rows.div(n_row, rounding_mode="floor"), rows % n_row])
-        sparse = torch.sparse_coo_tensor(entry, grad, ctx.table_shape, check_invariants=False)
-        return sparse, None
+        (rows,) = ctx.saved_tensors
+        return sparse_gradient(rows, grad, ctx.table_shape), None

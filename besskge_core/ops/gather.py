@@ -13,6 +13,7 @@ from torch import Tensor
 
 from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
+from besskge_core.ops.rows import sparse_gradient
 from besskge_core.shapes import match_shapes
 
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -58,20 +59,16 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
         n_host, n_row, width = table.shape
         shard = torch.arange(n_host, device=index.device)[:, None]
-        ctx.save_for_backward(index)
-        ctx.table_shape = table.shape
         flat = (index + shard * n_row).flatten()
+        ctx.save_for_backward(flat)
+        ctx.table_shape = table.shape
         rows = table.flatten(end_dim=1).index_select(0, flat)
         return rows.view(n_host, index.shape[1], width)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        shard = torch.arange(index.shape[0], device=index.device)[:, None].expand_as(index)
-        entry = torch.stack([shard.flatten(), index.flatten().long()])
-        values = grad.flatten(end_dim=1)
-        sparse = torch.sparse_coo_tensor(entry, values, ctx.table_shape, check_invariants=False)
-        return sparse, None
+        (flat,) = ctx.saved_tensors
+        return sparse_gradient(flat, grad.flatten(end_dim=1), ctx.table_shape), None
 
 
 @register_fake("gather")

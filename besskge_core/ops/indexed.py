@@ -17,7 +17,7 @@ from besskge_core.errors import ConfigError
 from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
 from besskge_core.ops.pairwise import COMPARISONS, compared
-from besskge_core.ops.rows import RowPlan, coordinates, plan_rows
+from besskge_core.ops.rows import RowPlan, plan_rows, sparse_gradient
 from besskge_core.shapes import match_shapes
 
 
@@ -48,7 +48,8 @@ def indexed(
         raise ConfigError(f"unknown comparison {comparison!r}; expected one of {COMPARISONS}")
     if not (native.serves(q, torch.float32) and table.dtype == q.dtype):
         return reference(q, table, index, comparison)
-    if plan is None and torch.is_grad_enabled() and table.requires_grad:
+    wanted = torch.is_grad_enabled() and (q.requires_grad or table.requires_grad)
+    if plan is None and wanted:
         plan = plan_rows(index.reshape(-1), table.shape[:2].numel())
     scores: Tensor = _Indexed.apply(q, table, index, comparison, plan)
     return scores
@@ -69,18 +70,10 @@ class _Indexed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
         q, table, index, scores = ctx.saved_tensors
-        plan = ctx.plan or plan_rows(index.new_empty(0), 0)
-        if (
-            ctx.plan is None
-        ):  # the table is frozen: no row has a gradient, but the order is asked for
-            plan = plan._replace(order=torch.arange(index.numel()))
         dq, rows = torch.ops.besskge.indexed_backward(
-            grad, scores, q, table.flatten(end_dim=1), index, ctx.comparison, *plan
+            grad, scores, q, table.flatten(end_dim=1), index, ctx.comparison, *ctx.plan
         )
-        if ctx.plan is None:
-            return dq, None, None, None, None
-        places = coordinates(plan.unique_rows, table.shape[1], table.shape[0])
-        of_table = torch.sparse_coo_tensor(places, rows, table.shape, check_invariants=False)
+        of_table = sparse_gradient(ctx.plan.unique_rows, rows, table.shape)
         return dq, of_table, None, None, None
 
 

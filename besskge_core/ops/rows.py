@@ -86,12 +86,26 @@ def sparse_rows(grad: Tensor) -> Tensor:
     return rows
 
 
-def coordinates(row: Tensor, n_row: int, n_table: int) -> Tensor:
-    """int64 (2, K): table and row of rows (K,) of so many tables laid end to end, each n_row long."""
-    if n_table == 1:
-        return torch.stack([torch.zeros_like(row), row])
-    table = torch.div(row, n_row, rounding_mode="floor")
-    return torch.stack([table, row - n_row * table])
+def sparse_gradient(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """The gradient of a table that is 0 but for some rows; :func:`sparse_rows` finds these again.
+
+    Args:
+        rows: integer (K,), rows of the table, its leading axes laid end to end; one given twice
+            counts twice.
+        values: (K, D), of these rows.
+        shape: of the table, (E, D) or (L, E, D).
+
+    Returns:
+        torch.sparse_coo of this shape, dense along D, with one entry for each row given, in order.
+    """
+    rows, n_table, n_row = rows.long(), shape[:-2].numel(), shape[-2]
+    if len(shape) == 2:
+        entries = rows.unsqueeze(0)
+    elif n_table == 1:
+        entries = torch.stack([torch.zeros_like(rows), rows])
+    else:
+        entries = torch.stack([rows.div(n_row, rounding_mode="floor"), rows % n_row])
+    return torch.sparse_coo_tensor(entries, values, shape, check_invariants=False)
 
 
 def sum_rows(values: Tensor, plan: RowPlan) -> Tensor:

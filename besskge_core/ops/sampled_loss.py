@@ -24,7 +24,7 @@ from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
 from besskge_core.ops.pairwise import compared
-from besskge_core.ops.rows import RowPlan, coordinates, plan_rows
+from besskge_core.ops.rows import RowPlan, plan_rows, sparse_gradient
 from besskge_core.shapes import match_shapes
 
 #: What a relation r makes of the known entity x: x + r; x r; x r over the complex numbers, real
@@ -180,9 +180,7 @@ class _SampledLoss(torch.autograd.Function):
         rows, relations, entry = found
         if float(grad) != 1.0:
             rows, relations = rows.mul_(grad), relations.mul_(grad)
-        places = coordinates(entry, ctx.shape[1], ctx.shape[0])
-        of_table = torch.sparse_coo_tensor(places, rows, ctx.shape, check_invariants=False)
-        return (of_table, relations, *[None] * 7)
+        return (sparse_gradient(entry, rows, ctx.shape), relations, *[None] * 7)
 
 
 def reference(

@@ -53,7 +53,7 @@ class Distance(Comparator):
 
     def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
         if e.dim() == 2:
-            return -distance_matrix(q, e, self.p)
+            return negated_distances(q, e, self.p)
         return self.rowwise(q.unsqueeze(-2), e)
 
 
@@ -77,7 +77,7 @@ class ModulusDistance(Comparator):
         if e.dim() == 3:
             return self.rowwise(q.unsqueeze(-2), e)
         if self.p == 2:
-            return -distance_matrix(q, e, 2)
+            return negated_distances(q, e, 2)
         if self.p == 1 and serves(q):
             return pairwise(q, e, "modulus")
         return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile), e, q.numel())
@@ -96,8 +96,9 @@ class TorusDistance(Comparator):
     def pairwise(self, q: Tensor, e: Tensor) -> Tensor:
         if e.dim() == 3:
             return self.rowwise(q.unsqueeze(-2), e)
-        if self.p in _NATIVE_NORMS and serves(q):
-            return pairwise(q, e, f"torus_{_NATIVE_NORMS[self.p]}")
+        scores = native_scores(q, e, self.p, space="torus_")
+        if scores is not None:
+            return scores
         return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile), e, q.numel())
 
 
@@ -123,16 +124,24 @@ def widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def distance_matrix(a: Tensor, b: Tensor, p: float) -> Tensor:
-    """a (M, D), b (N, D) -> (M, N), the p-norm of every difference; of halves by way of float32."""
-    if p in _NATIVE_NORMS and serves(a):
-        return -pairwise(a, b, _NATIVE_NORMS[p])
-    mode = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(widened(a), widened(b), p=p, compute_mode=mode).to(a.dtype)
-
-
-def scaled_distances(q: Tensor, e: Tensor, weight: Tensor, p: float) -> Optional[Tensor]:
-    """q (B, D), e (N, D), weight (B, D) -> (B, N), p-norms of q - weight o e; None: not native."""
+def native_scores(
+    q: Tensor, e: Tensor, p: float, weight: Optional[Tensor] = None, space: str = ""
+) -> Optional[Tensor]:
+    """q (B, D), e (N, D) -> (B, N), the negated p-norm of q - weight o e; None: not native."""
     if p in _NATIVE_NORMS and serves(q):
-        return -pairwise(q, e, _NATIVE_NORMS[p], weight)
+        return pairwise(q, e, space + _NATIVE_NORMS[p], weight)
     return None
+
+
+def negated_distances(q: Tensor, e: Tensor, p: float) -> Tensor:
+    """q (B, D), e (N, D) -> (B, N), p-norms, negated; of halves by way of float32."""
+    scores = native_scores(q, e, p)
+    if scores is not None:
+        return scores
+    mode = "donot_use_mm_for_euclid_dist"
+    return -torch.cdist(widened(q), widened(e), p=p, compute_mode=mode).to(q.dtype)
+
+
+def distance_matrix(a: Tensor, b: Tensor, p: float) -> Tensor:
+    """a (M, D), b (N, D) -> (M, N), the p-norm of every difference."""
+    return -negated_distances(a, b, p)

@@ -18,8 +18,8 @@ from besskge_core.scoring.comparators import (
     Distance,
     ModulusDistance,
     TorusDistance,
+    native_scores,
     norm,
-    scaled_distances,
     unit,
 )
 from besskge_core.scoring.formula import Heads, PairScore, QueryScore, ScoreFormula
@@ -101,9 +101,9 @@ class ScaledDistance(PairScore):
             if r_m:
                 moved = moved - r_m[0] if heads else moved + r_m[0]
             prepared = self.prepare_entity(e)
-            distances = scaled_distances(moved, prepared, of_candidate + self.u, self.p)
-            if distances is not None:
-                return -distances
+            scores = native_scores(moved, prepared, self.p, of_candidate + self.u)
+            if scores is not None:
+                return scores
         return super().pairwise(q, e, heads)
 
 
