@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "buffers.h"
+#include "inputs.h"
 
 namespace {
 
@@ -49,20 +50,11 @@ void copy_rows(char* out, const char* table, int64_t row_stride, int64_t row_byt
 }
 
 template <typename Index>
-void check_range(const Index* index, int64_t n, int64_t n_row) {
-  int64_t lowest = 0, highest = -1;
-  for (int64_t i = 0; i < n; ++i) {
-    lowest = std::min<int64_t>(lowest, index[i]);
-    highest = std::max<int64_t>(highest, index[i]);
-  }
-  TORCH_CHECK_INDEX(lowest >= 0 && highest < n_row, "gather: index ", lowest < 0 ? lowest : highest,
-                    " is out of range for a table of ", n_row, " rows");
-}
-
-template <typename Index>
 void gather_rows(const at::Tensor& out, const Table& table, const Index* index, int64_t n_row) {
   const int64_t n_lookup = out.size(1), n = out.size(0) * n_lookup;
-  check_range(index, n, n_row);
+  const besskge::Range range = besskge::range_of(index, n);
+  TORCH_CHECK_INDEX(range.within(n_row), "gather: index ", range.outside(),
+                    " is out of range for a table of ", n_row, " rows");
   if (out.numel() == 0) return;
   char* const to = static_cast<char*>(out.data_ptr());
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / table.row_bytes);

@@ -9,7 +9,7 @@
 #include <tuple>
 
 #include "buffers.h"
-#include "choice.h"
+#include "inputs.h"
 #include "isa.h"
 #include "pairs.h"
 
@@ -38,7 +38,7 @@ constexpr const char* kName = "indexed";
 struct Lists {
   at::Tensor q, table, index, packed;
   IndexedJob job = {};
-  PairsLayout layout = BESSKGE_CALL(list_layout, );
+  PairsLayout layout = BESSKGE_CALL(pairs_layout, );
   int64_t n_query, n_chunk;
 
   Lists(const at::Tensor& query, const at::Tensor& rows, const at::Tensor& row_index,
@@ -61,7 +61,7 @@ struct Lists {
     ListJob& lists = job.lists;
     lists.half = complex ? d / 2 : d;
     n_query = q.size(0);
-    n_chunk = (lists.half + layout.width - 1) / layout.width * (complex ? 2 : 1);
+    n_chunk = layout.chunks(lists.half) * (complex ? 2 : 1);
     packed = pooled({std::max<int64_t>(n_query * n_chunk * layout.width, 1)}, at::kFloat);
     lists.q = {floats(packed), n_chunk * layout.width, layout.width};
     lists.rows = {floats(table), index.data_ptr<int64_t>(), d};

@@ -2,8 +2,6 @@
 #include "pairs.kernels.h"
 #include "lists.kernels.h"
 
-static PairsLayout list_layout() { return {kWidth, 0, kWidth}; }
-
 // Scores of queries first to last -> (B, N).
 template <class Metric>
 static void scores_of(const IndexedJob& job, int64_t first, int64_t last) {

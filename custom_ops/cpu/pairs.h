@@ -31,6 +31,9 @@ struct Chunked {
 // queries is there room for), and columns of a panel.
 struct PairsLayout {
   int64_t width, rows, panel;
+
+  // Chunks of an entry's part, as wide as `half`.
+  int64_t chunks(int64_t half) const { return (half + width - 1) / width; }
 };
 
 // The gradients of pairs of queries and shared candidates. Chunks of rows lie together.

@@ -16,6 +16,8 @@ constexpr int kRowsBack = 4;
 #endif
 constexpr int kVectors = 2;
 constexpr int kPanel = kVectors * kWidth;
+
+static PairsLayout pairs_layout() { return {kWidth, kRows, kPanel}; }
 constexpr int kColumnsBack = 256;  // candidates of a block of the gradients: stays in the cache
 
 // -- metrics: what a pair of entries adds to the score, and to the gradients ---------------------

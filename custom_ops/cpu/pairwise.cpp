@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "buffers.h"
-#include "choice.h"
+#include "inputs.h"
 #include "isa.h"
 #include "pairs.h"
 
@@ -85,7 +85,7 @@ struct Pairs {
 
   bool second() const { return weight.defined() || job.half < job.d; }
   int64_t n_row() const { return job.n_query + layout.rows; }
-  int64_t n_chunk() const { return (job.half + layout.width - 1) / layout.width; }
+  int64_t n_chunk() const { return layout.chunks(job.half); }
 
   // A buffer of rows cut in chunks, in one or two parts, those of many rows together.
   at::Tensor chunked(int64_t rows, int64_t parts, Chunked& to) const {

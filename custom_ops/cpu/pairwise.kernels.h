@@ -1,8 +1,6 @@
 // Scores of queries with shared candidates. Included by each_isa.h.
 #include "pairs.kernels.h"
 
-static PairsLayout pairs_layout() { return {kWidth, kRows, kPanel}; }
-
 // Scores of all queries with the candidates of panels first to last. `panel`: (D, kPanel) and
 // `tile`: (kRows, kPanel), to work in.
 template <class Metric>

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "buffers.h"
+#include "inputs.h"
 #include "radix.h"
 
 namespace {
@@ -24,14 +25,9 @@ using besskge::Entry;
 template <typename Key, typename Index>
 void read_entries(const Index* rows, int64_t n_host, int64_t n_lookup, int64_t n_row,
                   Entry<Key>* to) {
-  int64_t lowest = 0, highest = -1;
-  for (int64_t i = 0; i < n_host * n_lookup; ++i) {
-    lowest = std::min<int64_t>(lowest, rows[i]);
-    highest = std::max<int64_t>(highest, rows[i]);
-  }
-  TORCH_CHECK_INDEX(lowest >= 0 && highest < n_row, "plan_rows: row ",
-                    lowest < 0 ? lowest : highest, " is out of range for a table of ", n_row,
-                    " rows");
+  const besskge::Range range = besskge::range_of(rows, n_host * n_lookup);
+  TORCH_CHECK_INDEX(range.within(n_row), "plan_rows: row ", range.outside(),
+                    " is out of range for a table of ", n_row, " rows");
   for (int64_t shard = 0, i = 0; shard < n_host; ++shard) {
     for (int64_t last = i + n_lookup; i < last; ++i) {
       to[i] = {static_cast<Key>(shard * n_row + rows[i]), static_cast<Key>(i)};

@@ -10,21 +10,13 @@
 #include <tuple>
 #include <vector>
 
+#include "inputs.h"
 #include "isa.h"
 #define BESSKGE_KERNELS "rank_counts.kernels.h"
 #include "each_isa.h"
 
 namespace besskge {
 namespace {
-
-float widen(float x) { return x; }
-double widen(double x) { return x; }
-float widen(uint16_t x) {
-  const uint32_t bits = static_cast<uint32_t>(x) << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
 
 // Answers by query, each with its row; checks that rows are of [0, n_query).
 struct Answers {
@@ -108,8 +100,7 @@ std::tuple<at::Tensor, at::Tensor> rank_counts(const at::Tensor& scores, const a
                                                const at::Tensor& filter_column, int64_t first) {
   check(scores, truth, row, filter_start, filter_column);
   at::Tensor better = at::zeros(truth.sizes(), at::kLong), equal = at::zeros_like(better);
-  // Rows may lie apart (a slice of a wider tensor), entries of a row may not.
-  const at::Tensor rows = scores.stride(1) == 1 || scores.size(1) <= 1 ? scores : scores.contiguous();
+  const at::Tensor rows = dense_rows(scores);
   const at::Tensor wanted = truth.contiguous();
   const at::Tensor start = filter_start.contiguous(), column = filter_column.contiguous();
   const Answers answers(row.contiguous(), scores.size(0));

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "buffers.h"
-#include "choice.h"
+#include "inputs.h"
 #include "isa.h"
 
 #define BESSKGE_KERNELS "sampled_loss.kernels.h"
@@ -35,7 +35,7 @@ const int64_t* indices(const at::Tensor& x) { return x.data_ptr<int64_t>(); }
 // Allocates what the phases write; the tensors must live as long as the job.
 Tensors allocate(SampledJob& job, const PairsLayout& layout) {
   const int64_t d = job.moved.d, b = job.n_positive, n = job.n_candidate;
-  const int64_t n_chunk = (job.half + layout.width - 1) / layout.width * (job.half < d ? 2 : 1);
+  const int64_t n_chunk = layout.chunks(job.half) * (job.half < d ? 2 : 1);
   const int64_t n_row = b + layout.rows, w = layout.width;
   Tensors kept;
   const auto floats_of = [&kept](int64_t count) {
@@ -93,8 +93,8 @@ void score_and_lose(const SampledJob& job, const PairsLayout& layout) {
 void find_gradients(const SampledJob& job, const PairsLayout& layout) {
   const int64_t d = job.moved.d;
   if (!job.per_triple) {
-    const int64_t n_chunk = (job.half + layout.width - 1) / layout.width;
-    at::parallel_for(0, n_chunk * job.pairs.n_group, 1, [&](int64_t first, int64_t last) {
+    const int64_t n_task = layout.chunks(job.half) * job.pairs.n_group;
+    at::parallel_for(0, n_task, 1, [&](int64_t first, int64_t last) {
       BESSKGE_CALL(gradients, job, first, last);
     });
     at::parallel_for(0, job.n_candidate, 64, [&](int64_t first, int64_t last) {
@@ -170,7 +170,7 @@ using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
 // Runs all phases of a job whose inputs are there.
 Result run(SampledJob& job, const at::TensorOptions& options, int64_t n_relation) {
-  const PairsLayout layout = BESSKGE_CALL(sampled_layout, );
+  const PairsLayout layout = BESSKGE_CALL(pairs_layout, );
   const Tensors kept = allocate(job, layout);
   const int64_t d = job.moved.d;
   at::Tensor d_rows, d_positive, d_relation;

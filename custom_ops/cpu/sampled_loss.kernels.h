@@ -5,8 +5,6 @@
 #include "losses.kernels.h"
 #include "queries.kernels.h"
 
-static PairsLayout sampled_layout() { return {kWidth, kRows, kPanel}; }
-
 constexpr int64_t kAhead = 4;  // rows that are asked for before they are needed
 
 BESSKGE_INLINE const float* relation_of(const SampledJob& job, int64_t b) {

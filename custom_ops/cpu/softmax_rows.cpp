@@ -6,20 +6,13 @@
 #include <cmath>
 #include <numeric>
 
+#include "inputs.h"
 #include "isa.h"
 #define BESSKGE_KERNELS "softmax_tiles.kernels.h"
 #include "each_isa.h"
 
 namespace besskge {
 namespace {
-
-float value(float score) { return score; }
-float value(uint16_t score) {
-  const uint32_t bits = static_cast<uint32_t>(score) << 16;
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
 
 void put(float* score, float x) { *score = x; }
 void put(uint16_t* score, float x) { to_bfloat16(&x, 1, score); }
@@ -115,7 +108,7 @@ Partial log_sum(const Softmax& softmax, int64_t row, int64_t begin, int64_t end,
   for (int64_t k = first, n; k < last; k += n) {
     n = times(labels, k, last);
     Scalar* at = score + labels.column[k] - begin;
-    for (int64_t j = k; j < k + n; ++j) own[labels.entry[j]] = logit(softmax, value(*at), n);
+    for (int64_t j = k; j < k + n; ++j) own[labels.entry[j]] = logit(softmax, widen(*at), n);
     if (softmax.margin == 0.0f) continue;
     before.push_back(*at);  // added by itself, as its logit may have no room in a bfloat16
     put(at, -HUGE_VALF);
@@ -144,7 +137,7 @@ void gradient(const Softmax& softmax, const Slope& slope, int64_t row, int64_t b
                           : slope.log_total[row];
   for (int64_t k = first, n; k < last; k += n) {
     n = times(labels, k, last);
-    const float x = logit(softmax, value(score[labels.column[k] - begin]), n) - total;
+    const float x = logit(softmax, widen(score[labels.column[k] - begin]), n) - total;
     float slope_here = slope.weight[row] * std::exp(0.0f < x ? 0.0f : x);
     for (int64_t j = k; j < k + n; ++j) slope_here -= slope.of_label[labels.entry[j]];
     at_labels.push_back(slope_here);

@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -67,6 +69,20 @@ void to_bfloat16(const float* from, int64_t n, uint16_t* to);
 // sum = more, or sum += more.
 void accumulate(float* sum, const float* more, int64_t n, bool add);
 void accumulate(float* sum, const uint16_t* more, int64_t n, bool add);
+
+// -inf, also as a bfloat16.
+template <typename Scalar>
+constexpr Scalar lowest() {
+  return sizeof(Scalar) == 2 ? Scalar(0xff80) : Scalar(-HUGE_VALF);
+}
+
+// x in those of the columns (rising) that are in [begin, end); `row` points to the first of these.
+template <typename Scalar>
+void put_in_columns(const std::vector<int64_t>& columns, int64_t begin, int64_t end, Scalar x,
+                    Scalar* row) {
+  const auto first = std::lower_bound(columns.begin(), columns.end(), begin);
+  for (auto c = first; c != columns.end() && *c < end; ++c) row[*c - begin] = x;
+}
 
 // The columns that are excluded, of a bool (T) or none.
 std::vector<int64_t> excluded_columns(const char* name, const c10::optional<at::Tensor>& excluded,

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "buffers.h"
+#include "inputs.h"
 #include "softmax_rows.h"
 
 namespace besskge {
@@ -22,11 +23,6 @@ void check(const char* name, const at::Tensor& scores) {
   TORCH_CHECK_VALUE(scores.dim() == 2, name, " expects scores (Q, T), got ", scores.sizes());
   TORCH_CHECK_TYPE(scores.scalar_type() == at::kFloat || scores.scalar_type() == at::kBFloat16,
                    name, " expects scores in float32 or bfloat16, got ", scores.scalar_type());
-}
-
-// Rows may lie apart, entries of a row may not.
-at::Tensor with_dense_rows(const at::Tensor& scores) {
-  return scores.stride(1) == 1 || scores.size(1) <= 1 ? scores : scores.contiguous();
 }
 
 template <typename Scalar>
@@ -52,10 +48,7 @@ class Patched {
 
   Scalar* of(const Scalar* row, int64_t begin, int64_t end) {
     copy_.assign(row + begin, row + end);
-    const auto first = std::lower_bound(columns_.begin(), columns_.end(), begin);
-    for (auto c = first; c != columns_.end() && *c < end; ++c) {
-      copy_[*c - begin] = sizeof(Scalar) == 2 ? Scalar(0xff80) : Scalar(-HUGE_VALF);
-    }
+    put_in_columns(columns_, begin, end, lowest<Scalar>(), copy_.data());
     return copy_.data();
   }
 
@@ -73,7 +66,7 @@ std::tuple<at::Tensor, at::Tensor> softmax_log_sum(const at::Tensor& scores, con
   const Labels labels("softmax_log_sum", label_row, label_column, n_query, n);
   const Softmax softmax{labels, static_cast<float>(margin), static_cast<float>(1.0 / temperature)};
   const std::vector<int64_t> left_out = excluded_columns("softmax_log_sum", excluded, n);
-  const at::Tensor rows = with_dense_rows(scores);
+  const at::Tensor rows = dense_rows(scores);
   at::Tensor total = at::empty({n_query}, at::kFloat);
   at::Tensor own = at::empty({label_row.numel()}, at::kFloat);
   float *const total_out = floats(total), *const own_out = floats(own);
@@ -108,7 +101,7 @@ at::Tensor softmax_gradient(const at::Tensor& scores, const Mask& excluded,
   const SlopeTensors given("softmax_gradient", log_total, weight, of_label, n_query,
                            label_row.numel());
   const std::vector<int64_t> left_out = excluded_columns("softmax_gradient", excluded, n);
-  const at::Tensor rows = with_dense_rows(scores);
+  const at::Tensor rows = dense_rows(scores);
   const at::Tensor out = pooled({n_query, n}, scores.scalar_type());
   for_scalar(rows, [&](auto kind) {
     using Scalar = decltype(kind);

@@ -4,9 +4,10 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
+
+#include "inputs.h"
 
 namespace {
 
@@ -22,13 +23,9 @@ at::Tensor take_columns(const at::Tensor& triples, const at::Tensor& places) {
   const int64_t n = at.numel(), n_triple = rows.size(0);
   const int64_t* place = at.data_ptr<int64_t>();
   const int32_t* from = rows.data_ptr<int32_t>();
-  int64_t lowest = 0, highest = -1;
-  for (int64_t i = 0; i < n; ++i) {
-    lowest = std::min(lowest, place[i]);
-    highest = std::max(highest, place[i]);
-  }
-  TORCH_CHECK_INDEX(lowest >= 0 && highest < n_triple, "take_columns: place ",
-                    lowest < 0 ? lowest : highest, " is out of range for ", n_triple, " triples");
+  const besskge::Range range = besskge::range_of(place, n);
+  TORCH_CHECK_INDEX(range.within(n_triple), "take_columns: place ", range.outside(),
+                    " is out of range for ", n_triple, " triples");
   std::vector<int64_t> sizes{3};
   sizes.insert(sizes.end(), places.sizes().begin(), places.sizes().end());
   const at::Tensor out = at::empty(sizes, rows.options());

@@ -120,12 +120,9 @@ template <typename Scalar>
 void log_sums(const Softmax& softmax, const std::vector<int64_t>& left_out, const at::Tensor& scores,
               int64_t begin, float* own, Partial* part) {
   const int64_t n = scores.size(1);
-  const auto first = std::lower_bound(left_out.begin(), left_out.end(), begin);
   for (int64_t q = 0; q < scores.size(0); ++q) {
     Scalar* row = static_cast<Scalar*>(scores.data_ptr()) + q * n;
-    for (auto c = first; c != left_out.end() && *c < begin + n; ++c) {
-      row[*c - begin] = sizeof(Scalar) == 2 ? Scalar(0xff80) : Scalar(-HUGE_VALF);
-    }
+    put_in_columns(left_out, begin, begin + n, lowest<Scalar>(), row);
     part[q] = log_sum(softmax, q, begin, begin + n, row, own);
   }
 }
@@ -163,11 +160,10 @@ template <typename Scalar>
 void gradients(const Softmax& softmax, const Slope& slope, const std::vector<int64_t>& left_out,
                const at::Tensor& scores, int64_t begin) {
   const int64_t n = scores.size(1);
-  const auto first = std::lower_bound(left_out.begin(), left_out.end(), begin);
   for (int64_t q = 0; q < scores.size(0); ++q) {
     Scalar* row = static_cast<Scalar*>(scores.data_ptr()) + q * n;
     gradient(softmax, slope, q, begin, begin + n, row, row);
-    for (auto c = first; c != left_out.end() && *c < begin + n; ++c) row[*c - begin] = Scalar(0);
+    put_in_columns(left_out, begin, begin + n, Scalar(0), row);
   }
 }
 
