@@ -13,7 +13,7 @@ Axes:
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping, Optional, Sequence, Union
+from typing import Any, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -120,8 +120,9 @@ class Embedding(nn.Module):
         unique: look each ID of a call up once, and normalise it once. None: no.
         sharding: of the IDs.
         sparse: whether the weight gets a sparse gradient; see above.
-        hosted: with a sharding, the shards whose rows this worker holds; None: all. The rows are
-            those that one worker with all shards would have.
+        hosted: with a sharding, the shards whose rows this worker holds; None: those of
+            :func:`~besskge_core.embedding.hosting`, or all. The rows are those that one worker with
+            all shards would have.
 
     Attributes:
         weight: the parameter, real: (N, W), or (L, M, W) if sharded. W is the product of `shape`,
@@ -346,6 +347,15 @@ class Embedding(nn.Module):
             return torch.zeros((), device=self.weight.device)
         term: Tensor = self.regularizer.pop_regularization_term()
         return term
+
+    @property
+    def hosted(self) -> Tuple[int, ...]:
+        """The shards whose rows are here; (0,) without a sharding."""
+        return self._embeddings.hosted
+
+    def keep_shards(self, shards: Sequence[int]) -> None:
+        """Keep the rows of some shards alone; optimisers made before hold the old weight."""
+        self._embeddings.keep_shards(shards)
 
     def update_sharding(self, new_sharding: Sharding) -> None:
         """Lay the weight out for another sharding; values, dtype and `requires_grad` stay.

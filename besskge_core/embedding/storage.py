@@ -16,7 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from besskge_core.embedding.tables import refactor_embedding_sharding, shard_rows
+from besskge_core.embedding.tables import (
+    hosted_shards,
+    kept_shards,
+    refactor_embedding_sharding,
+    shard_rows,
+)
 from besskge_core.errors import ConfigError
 from besskge_core.ops.rows import sparse_gradient
 from besskge_core.sharding import Sharding
@@ -32,7 +37,8 @@ class RowTable(nn.Module):
         trainable: whether the weight requires a gradient.
         sharding: of the IDs, or None.
         sparse: give the weight a sparse gradient.
-        hosted: the shards whose rows are here; None: all.
+        hosted: the shards whose rows are here; None: those of
+            :func:`~besskge_core.embedding.tables.hosting`, or all.
 
     Attributes:
         weight: (N, W), or (L, M, W) if sharded, with padding rows zero.
@@ -112,7 +118,7 @@ class RowTable(nn.Module):
         """Copy rows (N, W), or those of them that are here, into the weight, in its dtype."""
         table = by_id
         if self.sharding is not None:
-            table = shard_rows(by_id, self.sharding)[list(self.hosted)]
+            table = shard_rows(by_id, self.sharding, self.hosted)
         self.weight.copy_(table)
 
     @torch.no_grad()
@@ -132,6 +138,12 @@ class RowTable(nn.Module):
             flat.copy_(function(flat))
         else:
             flat.index_copy_(0, rows.long(), function(flat.index_select(0, rows)))
+
+    def keep_shards(self, shards: Sequence[int]) -> None:
+        """Keep the rows of some shards, in a new parameter."""
+        assert self.sharding is not None
+        self.weight, self.hosted = kept_shards(self.weight, self.hosted, shards), tuple(shards)
+        self._remember(self.sharding)
 
     def update_sharding(self, new_sharding: Sharding) -> None:
         """Lay the rows out anew, in a new parameter.
@@ -157,12 +169,7 @@ def _checked_shards(
         if hosted is not None:
             raise ConfigError(f"hosted={tuple(hosted)} needs a sharding, of which they are shards")
         return (0,)
-    found = tuple(range(sharding.n_shard)) if hosted is None else tuple(hosted)
-    if not found or not set(found) <= set(range(sharding.n_shard)) or len(set(found)) < len(found):
-        raise ConfigError(
-            f"hosted is {found}, expected different shards of [0, {sharding.n_shard})"
-        )
-    return found
+    return hosted_shards(sharding, hosted)
 
 
 class _SparseRows(torch.autograd.Function):

@@ -4,14 +4,18 @@ A table is initialised in the order of entity IDs and then dealt to the shards, 
 gives the same embeddings for every number of shards. Padding rows are zero.
 
 Axes:
-    S: shard      M: rows of a shard's table, padding included      D: width of a row
+    S: shards, of which L are hosted      M: rows of a shard's table, padding included      D: width of a row
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Callable, List, Optional, Sequence, Union
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Callable, Iterator, List, Optional, Sequence, Tuple, Union
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +28,42 @@ Initializer = Callable[[Tensor], Tensor]
 Initializers = Union[Tensor, Sequence[Initializer]]
 
 INITIALIZERS: Registry[Initializer] = Registry("initializer")
+
+#: Numbers drawn at a time where only some of the rows are kept.
+CHUNK = 2**22
+
+_HOSTED: ContextVar[Optional[Tuple[int, ...]]] = ContextVar("hosted", default=None)
+
+
+@contextmanager
+def hosting(shards: Sequence[int]) -> Iterator[None]:
+    """While this lasts, entity tables are made with the rows of these shards alone.
+
+    They are the rows that one worker with all shards would have. Tables are drawn a part at a time,
+    so that no worker holds more than its own (but of initialisers that are not known to fill each
+    row for itself, which are given the whole table).
+    """
+    token = _HOSTED.set(tuple(shards))
+    try:
+        yield
+    finally:
+        _HOSTED.reset(token)
+
+
+def hosted_shards(sharding: Sharding, hosted: Optional[Sequence[int]] = None) -> Tuple[int, ...]:
+    """The shards whose rows a table is to have: these, or those of :func:`hosting`, or all.
+
+    Raises:
+        ConfigError: no such shards.
+    """
+    found = hosted if hosted is not None else _HOSTED.get()
+    shards = tuple(range(sharding.n_shard)) if found is None else tuple(found)
+    known = set(range(sharding.n_shard))
+    if not shards or not set(shards) <= known or len(set(shards)) < len(shards):
+        raise ConfigError(
+            f"hosted is {shards}, expected different shards of [0, {sharding.n_shard})"
+        )
+    return shards
 
 
 @INITIALIZERS.register("uniform_norm")
@@ -62,6 +102,13 @@ def init_KGE_normal(
     return nn.init.normal_(embedding_table, std=scale)
 
 
+#: Initialisers that fill each row for itself.
+BY_ROW = (
+    init_uniform_norm, init_xavier_norm, init_uniform_rotation, init_KGE_uniform, init_KGE_normal,
+    nn.init.normal_, nn.init.uniform_, nn.init.constant_, nn.init.zeros_, nn.init.ones_,
+)  # fmt: skip
+
+
 def initialize_entity_embedding(
     sharding: Sharding, initializer: Initializers, row_size: Optional[Sequence[int]] = None
 ) -> nn.Parameter:
@@ -75,22 +122,56 @@ def initialize_entity_embedding(
         row_size: widths of the parts of a row; needed with functions.
 
     Returns:
-        (S, M, D), float32 or the dtype of the table given.
+        (L, M, D), float32 or the dtype of the table given; L = S, but in :func:`hosting`.
 
     Raises:
         ConfigError: a table of another shape, or functions that do not match `row_size`.
     """
-    sharded_shape = (sharding.n_shard, sharding.max_entity_per_shard)
-    if isinstance(initializer, Tensor) and initializer.dim() == 3:
-        if initializer.shape[:2] != sharded_shape:
+    shards = list(hosted_shards(sharding))
+    if not isinstance(initializer, Tensor):
+        _check_parts(initializer, "entity", row_size)
+        parts = [
+            _hosted_rows(make, size, sharding, shards)
+            for make, size in zip(initializer, row_size or [])
+        ]
+        return nn.Parameter(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+    if initializer.dim() == 3:
+        shapes = [(n, sharding.max_entity_per_shard) for n in (sharding.n_shard, len(shards))]
+        if tuple(initializer.shape[:2]) not in shapes:
             raise ConfigError(
                 f"the entity table has shape {tuple(initializer.shape)},"
-                f" expected {(*sharded_shape, 'D')} for this sharding"
+                f" expected {(*shapes[0], 'D')} for this sharding"
             )
         _check_width(initializer, "entity", row_size)
-        return nn.Parameter(initializer.detach().clone())
+        table = initializer.detach()
+        return nn.Parameter(table[shards] if len(table) > len(shards) else table.clone())
     table = _table(sharding.n_entity, "entity", initializer, row_size)
-    return nn.Parameter(shard_rows(table, sharding))
+    return nn.Parameter(shard_rows(table, sharding, shards))
+
+
+def _hosted_rows(
+    make: Initializer, size: int, sharding: Sharding, shards: List[int]
+) -> Tensor:
+    """A part of the rows (L, M, size) of some shards, drawn by entity ID."""
+    n_entity, whole = sharding.n_entity, len(shards) == sharding.n_shard
+    plain = make.func if isinstance(make, functools.partial) else make
+    if whole or plain not in BY_ROW:
+        return shard_rows(make(torch.empty(n_entity, size)), sharding, shards)
+    # torch draws normal numbers by 16: pieces that are multiples of it have the bits of the whole.
+    n_row = max(CHUNK // size // 16, 1) * 16
+    bounds = [*range(0, n_entity, n_row), n_entity]
+    if len(bounds) > 2 and (bounds[-1] - bounds[-2]) * size < 16:
+        del bounds[-2]
+    table = torch.zeros(len(shards), sharding.max_entity_per_shard, size)
+    here = np.full(sharding.n_shard, -1)
+    here[shards] = np.arange(len(shards))
+    for first, last in zip(bounds, bounds[1:]):
+        drawn = make(torch.empty(last - first, size))
+        place = here[sharding.entity_to_shard[first:last]]
+        kept = np.flatnonzero(place >= 0)
+        row = sharding.entity_to_idx[first:last][kept].astype(np.int64)
+        table[torch.from_numpy(place[kept]), torch.from_numpy(row)] = drawn[torch.from_numpy(kept)]
+    return table
 
 
 def initialize_relation_embedding(
@@ -124,15 +205,21 @@ def _table(
             )
         _check_width(initializer, what, row_size)
         return initializer.detach().clone()
+    _check_parts(initializer, what, row_size)
+    parts: List[Tensor] = [
+        make(torch.empty(n_row, size)) for make, size in zip(initializer, row_size or [])
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _check_parts(
+    initializer: Sequence[Initializer], what: str, row_size: Optional[Sequence[int]]
+) -> None:
     if row_size is None or len(initializer) != len(row_size):
         raise ConfigError(
             f"{len(initializer)} initializers for the {what} table, whose row has"
             f" {'no sizes' if row_size is None else f'{len(row_size)} parts'}; give one a part"
         )
-    parts: List[Tensor] = [
-        make(torch.empty(n_row, size)) for make, size in zip(initializer, row_size)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def _check_width(table: Tensor, what: str, row_size: Optional[Sequence[int]]) -> None:
@@ -143,12 +230,16 @@ def _check_width(table: Tensor, what: str, row_size: Optional[Sequence[int]]) ->
         )
 
 
-def shard_rows(by_entity: Tensor, sharding: Sharding) -> Tensor:
-    """(n_entity, D) by entity ID -> (S, M, D) as sharded, padding rows zero."""
-    shape = (sharding.n_shard * sharding.max_entity_per_shard, by_entity.shape[1])
-    rows = torch.from_numpy(sharding.flat_row)
-    flat = by_entity.new_zeros(shape).index_copy_(0, rows.to(by_entity.device), by_entity)
-    return flat.view(sharding.n_shard, sharding.max_entity_per_shard, -1)
+def shard_rows(
+    by_entity: Tensor, sharding: Sharding, shards: Optional[Sequence[int]] = None
+) -> Tensor:
+    """(n_entity, D) by entity ID -> (L, M, D), of these shards or all, padding rows zero."""
+    chosen = list(range(sharding.n_shard) if shards is None else shards)
+    ids = torch.from_numpy(sharding.shard_and_idx_to_entity[chosen].astype(np.int64))
+    rows = by_entity.new_zeros((*ids.shape, by_entity.shape[1]))
+    real = (ids < sharding.n_entity).to(by_entity.device)
+    rows[real] = by_entity[ids.to(by_entity.device)[real]]
+    return rows
 
 
 def unshard_rows(sharded: Tensor, sharding: Sharding) -> Tensor:
@@ -169,3 +260,16 @@ def refactor_embedding_sharding(
     """
     by_entity = unshard_rows(entity_embedding.detach(), old_sharding)
     return nn.Parameter(shard_rows(by_entity, new_sharding), entity_embedding.requires_grad)
+
+
+def kept_shards(table: nn.Parameter, hosted: Sequence[int], shards: Sequence[int]) -> nn.Parameter:
+    """Of the rows (L, M, D) of hosted shards, those of some of them.
+
+    Raises:
+        ConfigError: some of these are not here.
+    """
+    missing = sorted(set(shards) - set(hosted))
+    if missing:
+        raise ConfigError(f"rows of the shards {missing} are not here; here are {tuple(hosted)}")
+    places = [list(hosted).index(shard) for shard in shards]
+    return nn.Parameter(table.detach()[places], table.requires_grad)

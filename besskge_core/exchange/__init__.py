@@ -10,15 +10,25 @@ from typing import Protocol
 
 from torch import Tensor
 
+from besskge_core.exchange.distributed import DistributedExchange
 from besskge_core.exchange.local import LocalExchange
 
-__all__ = ["Exchange", "LocalExchange"]
+__all__ = ["DistributedExchange", "Exchange", "LocalExchange"]
 
 
 class Exchange(Protocol):
-    """The three collectives of BESS; each is differentiable."""
+    """The collectives of BESS; the first three are differentiable.
+
+    Attributes:
+        n_shard: S.
+        hosted: the shards that this worker hosts, L of them, in the order of the axis.
+        rank, n_worker: which worker this is, of how many.
+    """
 
     n_shard: int
+    hosted: range
+    rank: int
+    n_worker: int
 
     def all_to_all(self, blocks: Tensor) -> Tensor:
         """(L, S, ...) to peers -> (L, S, ...) from peers; moves all but the own block."""
@@ -28,3 +38,9 @@ class Exchange(Protocol):
 
     def all_reduce(self, block: Tensor) -> Tensor:
         """(L, ...) -> (L, ...): the sum over shards, on every shard."""
+
+    def sum_workers(self, x: Tensor) -> Tensor:
+        """(...) -> (...): the sum over workers, the same bits on all; without a gradient."""
+
+    def gather_workers(self, x: Tensor) -> Tensor:
+        """(...) -> (n_worker, ...): of every worker, which all have the same shape; no gradient."""

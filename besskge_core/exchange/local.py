@@ -10,8 +10,10 @@ from besskge_core.errors import ShapeError
 class LocalExchange:
     """The collectives where this process hosts every shard, L = S = n_shard."""
 
+    rank, n_worker = 0, 1
+
     def __init__(self, n_shard: int) -> None:
-        self.n_shard = n_shard
+        self.n_shard, self.hosted = n_shard, range(n_shard)
 
     def all_to_all(self, blocks: Tensor) -> Tensor:
         """(L, S, ...) to -> (L, S, ...) from: a transpose."""
@@ -29,6 +31,14 @@ class LocalExchange:
     def all_reduce(self, block: Tensor) -> Tensor:
         """(L, ...) -> (L, ...): the sum over L, seen by all."""
         return self._all(block).sum(0, keepdim=True).expand_as(block)
+
+    def sum_workers(self, x: Tensor) -> Tensor:
+        """There is but one."""
+        return x
+
+    def gather_workers(self, x: Tensor) -> Tensor:
+        """(...) -> (1, ...)"""
+        return x.unsqueeze(0)
 
     def _all(self, block: Tensor) -> Tensor:
         if block.shape[0] != self.n_shard:

@@ -23,8 +23,10 @@ from besskge_core.embedding import (
     Counted,
     Embedding,
     Initializers,
+    hosted_shards,
     initialize_entity_embedding,
     initialize_relation_embedding,
+    kept_shards,
     refactor_embedding_sharding,
 )
 from besskge_core.errors import ConfigError, ShapeError
@@ -58,7 +60,7 @@ class BaseScoreFunction(nn.Module, abc.ABC):
     Attributes:
         negative_sample_sharing: score every query against the candidates of all of them.
         sharding: of the entities.
-        entity_embedding: (n_shard, max_entity_per_shard, D).
+        entity_embedding: (L, max_entity_per_shard, D), of the hosted shards; by default all.
         relation_embedding: (n_relation_type or twice as many, R).
         entity_representation: what `entity_embedding` is the weight of, or None.
         relation_representation: likewise.
@@ -80,6 +82,7 @@ class BaseScoreFunction(nn.Module, abc.ABC):
         super().__init__()
         self.entity_representation = self.relation_representation = None
         self._relations_seen: List[Tensor] = []  # (K,) each, for the regulariser
+        self._hosted: Optional[Tuple[int, ...]] = None
 
     def __getattr__(self, name: str) -> Any:
         # A weight has one name among the parameters, that of the representation.
@@ -91,6 +94,29 @@ class BaseScoreFunction(nn.Module, abc.ABC):
     def is_inner_product(self) -> bool:
         """Whether scores are inner products of queries with entity rows, both ways."""
         return False
+
+    @property
+    def hosted(self) -> Tuple[int, ...]:
+        """The shards whose rows `entity_embedding` has, L of them."""
+        if self.entity_representation is not None:
+            return self.entity_representation.hosted
+        return tuple(range(self.sharding.n_shard)) if self._hosted is None else self._hosted
+
+    def keep_shards(self, shards: Sequence[int]) -> None:
+        """Keep the rows of some shards alone, as a worker among others does.
+
+        Optimisers made before still hold the whole table: make them anew.
+
+        Raises:
+            ConfigError: their rows are not here.
+        """
+        if tuple(shards) == self.hosted:
+            return
+        if self.entity_representation is not None:
+            self.entity_representation.keep_shards(shards)
+        else:
+            self.entity_embedding = kept_shards(self.entity_embedding, self.hosted, shards)
+            self._hosted = tuple(shards)
 
     @property
     def n_relation_type(self) -> int:
@@ -261,12 +287,18 @@ class BaseScoreFunction(nn.Module, abc.ABC):
                 f"the new sharding is of {new_sharding.n_entity} entities,"
                 f" the table of {self.sharding.n_entity}"
             )
+        if len(self.hosted) != self.sharding.n_shard:
+            raise ConfigError(
+                f"only the rows of the shards {self.hosted} are here; lay out anew where all are, or"
+                " load a checkpoint into a model of the new sharding"
+            )
         if self.entity_representation is not None:
             self.entity_representation.update_sharding(new_sharding)
         else:
             self.entity_embedding = refactor_embedding_sharding(
                 self.entity_embedding, self.sharding, new_sharding
             )
+            self._hosted = None
         self.sharding = new_sharding
 
     @contextmanager
@@ -330,6 +362,7 @@ class FormulaScoreFunction(BaseScoreFunction):
             check_entities(entity_initializer, sharding, sum(widths), formula.complex_entities)
             self.entity_representation = entity_initializer
         else:
+            self._hosted = hosted_shards(sharding)
             self.entity_embedding = initialize_entity_embedding(
                 sharding, entity_initializer, _row_size(entity_initializer, widths)
             )
