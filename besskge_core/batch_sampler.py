@@ -13,7 +13,19 @@ from __future__ import annotations
 
 import abc
 from functools import reduce
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, TypeVar, Union
+from typing import (
+    Any,
+    Dict,
+    Iterator,
+    List,
+    Mapping,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    TypeVar,
+    Union,
+)
 
 import numpy as np
 import torch
@@ -22,12 +34,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from besskge_core.errors import ConfigError
+from besskge_core.exchange import Exchange
 from besskge_core.negative_sampler import ShardedNegativeSampler
 from besskge_core.ops import take_columns
 from besskge_core.philox import Position, Purpose, permutation, random_below
 from besskge_core.sharding import PartitionedTripleSet
 
 Batch = Dict[str, Tensor]
+#: See :meth:`ShardedBatchSampler.sample_triples`.
+Sampled = Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]], Optional[NDArray[np.float64]]]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 
@@ -112,7 +127,7 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
     @abc.abstractmethod
     def sample_triples(
         self, position: Position, shuffle: bool
-    ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]], Optional[NDArray[np.float64]]]:
+    ) -> Sampled:
         """The triples of a step.
 
         Returns:
@@ -136,6 +151,41 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
             answers is left out.
         """
         return self._assemble(position, *self.sample_triples(position, shuffle))
+
+    def hosted_batch(
+        self, position: Position, exchange: Exchange, shuffle: bool = True
+    ) -> Batch:
+        """The part of :meth:`batch` that belongs to the shards of a worker, on axis 1.
+
+        A worker draws the triples of its own buckets, and their negatives, and is told the rows of
+        the tails that it owns: 4 bytes a triple. Where negatives depend on the triples of others
+        (typed or given ones), and in samplers of other make, all is drawn and a part kept.
+
+        Args:
+            position: epoch and step.
+            exchange: of the workers; all of them make the same calls in the same order.
+            shuffle: see :meth:`batch`.
+        """
+        hosted = exchange.hosted
+        drawn = self._hosted_triples(position, shuffle, hosted)
+        if drawn is not None:
+            sample_idx = self._by_micro_batch(drawn[0], len(hosted))
+            found = self.negative_sampler.draw_hosted(sample_idx, position, hosted)
+            if found is not None:
+                part = self._columns(sample_idx, found, *drawn[1:], hosted)
+                if self.paired and "tail" in part:
+                    # From the owners' point of view, micro-batches one after another.
+                    of_micros = [exchange.all_to_all(tail) for tail in part["tail"]]
+                    part["tail"] = torch.stack(of_micros).contiguous()
+                return part
+        whole = self.batch(position, shuffle)
+        return {name: x[:, hosted.start : hosted.stop] for name, x in whole.items()}
+
+    def _hosted_triples(
+        self, position: Position, shuffle: bool, hosted: range
+    ) -> Optional[Sampled]:
+        """What :meth:`sample_triples` gives for the buckets of some shards; None: ask for all."""
+        return None
 
     def __len__(self) -> int:
         return self.n_step
@@ -207,14 +257,19 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         """Triples that an epoch counts, padding left out."""
 
     def _at(
-        self, places: NDArray[np.integer]
+        self, places: NDArray[np.integer], buckets: slice = slice(None)
     ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]]]:
-        """Triples at places (n_bucket, K) of their buckets, which repeat; False where repeated."""
-        counts = self.triple_set.triple_counts.reshape(-1, 1)
-        offsets = self.triple_set.triple_offsets.reshape(-1, 1)
+        """Triples at places (G, K) of their buckets, which repeat; False where repeated."""
+        counts = self.triple_set.triple_counts.reshape(-1, 1)[buckets]
+        offsets = self.triple_set.triple_offsets.reshape(-1, 1)[buckets]
         within = offsets + places % np.maximum(counts, 1)
         # An empty bucket has nothing to show; triple 0 stands in, masked.
         return np.where(counts > 0, within, 0), places < counts
+
+    def _buckets(self, hosted: range) -> slice:
+        """The buckets of some shards, among all laid end to end."""
+        each = self.n_shard if self.paired else 1
+        return slice(hosted.start * each, hosted.stop * each)
 
     def _assemble(
         self,
@@ -223,11 +278,24 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         kept: Optional[NDArray[np.bool_]],
         weight: Optional[NDArray[np.float64]],
     ) -> Batch:
-        sample_idx = self._by_micro_batch(triples)
-        found = dict(self.negative_sampler.draw(sample_idx, position))
+        sample_idx = self._by_micro_batch(triples, self.n_shard)
+        found = self.negative_sampler.draw(sample_idx, position)
+        batch = self._columns(sample_idx, found, kept, weight, range(self.n_shard))
+        if self.paired and "tail" in batch:
+            batch["tail"] = batch["tail"].transpose(1, 2).contiguous()
+        return batch
+
+    def _columns(
+        self,
+        sample_idx: NDArray[np.int64],
+        drawn: Mapping[str, NDArray[np.generic]],
+        kept: Optional[NDArray[np.bool_]],
+        weight: Optional[NDArray[np.float64]],
+        hosted: range,
+    ) -> Batch:
+        """The columns of a batch; tails as the others, by the shard that processes the triple."""
+        found = dict(drawn)
         head, relation, tail = take_columns(self.triple_set.triples, sample_idx).unbind()
-        if self.paired:
-            tail = tail.transpose(1, 2).contiguous()
         columns: Dict[str, Any] = {"head": head, "relation": relation, "tail": tail}
         columns.pop(self.triple_set.dummy, None)
         if "negative_entities" in found:
@@ -235,9 +303,10 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         columns.update(found)
         hub_rows = self.triple_set.sharding.hub_rows
         if self.paired and hub_rows is not None:
-            columns["hub"] = np.stack([hub_rows] * self.batches_per_step)
+            own = hub_rows[hosted.start : hosted.stop]
+            columns["hub"] = np.stack([own] * self.batches_per_step)
         if kept is not None:
-            columns["triple_mask"] = self._by_micro_batch(kept)
+            columns["triple_mask"] = self._by_micro_batch(kept, len(hosted))
         weights = self._weights(sample_idx, weight, kept)
         if weights is not None:
             columns["triple_weight"] = weights
@@ -248,9 +317,9 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
             for name, x in columns.items()
         }
 
-    def _by_micro_batch(self, per_bucket: NDArray[Scalar]) -> NDArray[Scalar]:
-        """(n_bucket, M * drawn) -> (M, S, [S,] P)."""
-        shape = self.triple_set.triple_counts.shape
+    def _by_micro_batch(self, per_bucket: NDArray[Scalar], n_host: int) -> NDArray[Scalar]:
+        """(L [S], M * drawn) -> (M, L, [S,] P)."""
+        shape = (n_host, *self.triple_set.triple_counts.shape[1:])
         split = per_bucket.reshape(*shape, self.batches_per_step, self._drawn)
         split = split.transpose(len(shape), *range(len(shape)), -1)
         return np.concatenate([split, split], axis=-1) if self.duplicate_batch else split
@@ -269,12 +338,13 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         if not self.paired:
             kept = None
         per_bucket: List[Optional[NDArray[Any]]] = [kept, weight]
-        factors = [self._by_micro_batch(x) for x in per_bucket if x is not None]
+        n_host = sample_idx.shape[1]
+        factors = [self._by_micro_batch(x, n_host) for x in per_bucket if x is not None]
         if self._frequency_weight is not None:
             factors.append(self._frequency_weight[sample_idx])
         if not factors:
             return None
-        shape = (self.batches_per_step, self.n_shard, self.shard_bs)
+        shape = (self.batches_per_step, n_host, self.shard_bs)
         product: NDArray[Any] = reduce(np.multiply, factors)
         return product.reshape(shape).astype(np.float32)
 
@@ -301,7 +371,7 @@ class RigidShardedBatchSampler(ShardedBatchSampler):
     The order within each bucket is shuffled anew for every epoch.
     """
 
-    _order: Tuple[int, NDArray[np.int64]] = (-1, np.empty(0, dtype=np.int64))
+    _order: Tuple[int, slice, NDArray[np.int64]] = (-1, slice(0), np.empty(0, dtype=np.int64))
 
     @property
     def epoch_size(self) -> int:
@@ -313,25 +383,46 @@ class RigidShardedBatchSampler(ShardedBatchSampler):
 
     def sample_triples(
         self, position: Position, shuffle: bool
-    ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]], Optional[NDArray[np.float64]]]:
+    ) -> Sampled:
+        return self._sample(position, shuffle, slice(0, self.n_bucket))
+
+    def _hosted_triples(
+        self, position: Position, shuffle: bool, hosted: range
+    ) -> Optional[Sampled]:
+        if type(self).sample_triples is not RigidShardedBatchSampler.sample_triples:
+            return None
+        return self._sample(position, shuffle, self._buckets(hosted))
+
+    def _sample(self, position: Position, shuffle: bool, buckets: slice) -> Sampled:
         first = position.step * self.partition_sample_size
         places = np.arange(first, first + self.partition_sample_size)
-        triples, kept = self._at(np.broadcast_to(places, (self.n_bucket, len(places))))
-        return self._shuffled(position.epoch)[triples] if shuffle else triples, kept, None
+        n_bucket = buckets.stop - buckets.start
+        triples, kept = self._at(np.broadcast_to(places, (n_bucket, len(places))), buckets)
+        if not shuffle:
+            return triples, kept, None
+        order = self._shuffled(position.epoch, buckets)
+        start = int(self.triple_set.triple_offsets.ravel()[buckets.start])
+        is_empty = self.triple_set.triple_counts.ravel()[buckets] == 0
+        if not is_empty.any():
+            return order[triples - start], kept, None
+        shuffled = np.zeros_like(triples)  # triple 0 stands in for those of empty buckets
+        shuffled[~is_empty] = order[triples[~is_empty] - start]
+        return shuffled, kept, None
 
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        """int64 (n_triple,): each bucket's places in the order of this epoch."""
-        known, order = self._order
-        if known != epoch:
+    def _shuffled(self, epoch: int, buckets: slice) -> NDArray[np.int64]:
+        """int64 (n,): places of the triples of these buckets, in the order of this epoch."""
+        known, of_buckets, order = self._order
+        if known != epoch or of_buckets != buckets:
             counts = self.triple_set.triple_counts.ravel()
             offsets = self.triple_set.triple_offsets.ravel()
             order = np.concatenate(
                 [
-                    first + permutation(self.seed, Purpose.SHUFFLE, Position(epoch, bucket), n)
-                    for bucket, (first, n) in enumerate(zip(offsets.tolist(), counts.tolist()))
+                    offsets[i] + permutation(self.seed, Purpose.SHUFFLE, Position(epoch, i), n)
+                    for i, n in enumerate(counts.tolist())
+                    if buckets.start <= i < buckets.stop
                 ]
             )
-            self._order = (epoch, order)
+            self._order = (epoch, buckets, order)
         return order
 
 
@@ -369,14 +460,30 @@ class RandomShardedBatchSampler(ShardedBatchSampler):
 
     def sample_triples(
         self, position: Position, shuffle: bool
-    ) -> Tuple[NDArray[np.int64], Optional[NDArray[np.bool_]], Optional[NDArray[np.float64]]]:
+    ) -> Sampled:
+        return self._sample(position, slice(0, self.n_bucket))
+
+    def _hosted_triples(
+        self, position: Position, shuffle: bool, hosted: range
+    ) -> Optional[Sampled]:
+        if type(self).sample_triples is not RandomShardedBatchSampler.sample_triples:
+            return None
+        return self._sample(position, self._buckets(hosted))
+
+    def _sample(self, position: Position, buckets: slice) -> Sampled:
         width, counts = self.partition_sample_size, self.triple_set.triple_counts.ravel()
-        places = random_below(self.seed, Purpose.TRIPLES, position, counts, width)
-        first = self.triple_set.triple_offsets.reshape(-1, 1)
-        triples, mask = self._at(places) if self._has_empty_bucket else (first + places, None)
+        places = random_below(
+            self.seed, Purpose.TRIPLES, position, counts[buckets], width, first=buckets.start
+        )
+        first = self.triple_set.triple_offsets.reshape(-1, 1)[buckets]
+        if self._has_empty_bucket:
+            triples, mask = self._at(places, buckets)
+        else:
+            triples, mask = first + places, None
         if not self.bucket_weighting or len(counts) == 1:
             return triples, mask, None
-        return triples, mask, self._bucket_weight.repeat(width).reshape(triples.shape)
+        weight = self._bucket_weight[buckets].repeat(width).reshape(triples.shape)
+        return triples, mask, weight
 
 
 def frequency_weight(triple_set: PartitionedTripleSet, smoothing: float) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@
     ├── DatasetNotFoundError (FileNotFoundError)  no benchmark, file or folder of this name
     ├── DownloadError (OSError)               a benchmark could not be fetched, or came damaged
     ├── CheckpointError (RuntimeError)        a checkpoint is incomplete, damaged or of other make
+    ├── WorkerLostError (RuntimeError)        another rank died, hangs or failed
     ├── NoSampleWeightSupportError (RuntimeError)      this loss has no place for such weights
     ├── UnsupportedLabelSmoothingError (RuntimeError)  this loss has no labels to smooth
     ├── NoTrainingBatchError (RuntimeError)            nothing is left to train on
@@ -38,6 +39,7 @@ __all__ = [
     "ShapeError",
     "SubBatchingNotSupportedError",
     "UnsupportedLabelSmoothingError",
+    "WorkerLostError",
 ]
 
 
@@ -67,6 +69,10 @@ class DownloadError(BessError, OSError):
 
 class CheckpointError(BessError, RuntimeError):
     """A checkpoint is incomplete, damaged or of another make."""
+
+
+class WorkerLostError(BessError, RuntimeError):
+    """Another rank of a distributed run died, hangs or failed; the message names it."""
 
 
 class NoSampleWeightSupportError(BessError, RuntimeError):

@@ -99,6 +99,7 @@ def random_below(
     bounds: NDArray[np.integer],
     width: int,
     dtype: type = np.int64,
+    first: int = 0,
 ) -> NDArray[np.integer]:
     """Integers below several bounds, which follow each other in the row.
 
@@ -109,19 +110,20 @@ def random_below(
         bounds: integers (G,).
         width: how many integers below each bound.
         dtype: numpy.int32 or numpy.int64.
+        first: number of the first of these bounds, where a worker draws for some of them alone.
 
     Returns:
-        (G, width): :func:`below` of the numbers from `g * padded` on, where `padded` is the width
+        (G, width): :func:`below` of the numbers from `(first + g) * padded` on, where `padded` is the width
         rounded up to a multiple of :data:`BLOCK`.
 
     Raises:
         ValueError: a negative or too large seed.
     """
     _check_seed(seed)
-    if native is not None:
+    if native is not None and first == 0:
         return native.random_below(seed, purpose, position, bounds, width, dtype)
     padded = -(-width // BLOCK) * BLOCK
-    bits = random_bits(seed, purpose, position, len(bounds) * padded)
+    bits = random_bits(seed, purpose, position, len(bounds) * padded, first * padded)
     parts = bits.reshape(len(bounds), padded)[:, :width]
     return below(parts, bounds[:, None]).astype(dtype, copy=False)
 

@@ -245,7 +245,9 @@ class ThreadExchange:
     """The collectives of one shard of `n_shard`, each in a thread of its own, L = 1."""
 
     def __init__(self, shards: Shards, rank: int) -> None:
-        self.n_shard, self._shards, self._rank = shards.n_shard, shards, rank
+        self.n_shard = self.n_rank = shards.n_shard
+        self.rank, self.hosted = rank, range(rank, rank + 1)
+        self._shards, self._rank = shards, rank
 
     def all_to_all(self, blocks: Tensor) -> Tensor:
         return torch.stack([sent[0, self._rank] for sent in self._all(blocks)])[None]
@@ -255,6 +257,12 @@ class ThreadExchange:
 
     def all_reduce(self, block: Tensor) -> Tensor:
         return torch.stack(self._all(block)).sum(0)
+
+    def sum_ranks(self, x: Tensor) -> Tensor:
+        return self.all_reduce(x.detach()[None])[0]
+
+    def gather_ranks(self, x: Tensor) -> Tensor:
+        return self.all_gather(x.detach()[None])[0]
 
     def _all(self, sent: Tensor) -> List[Tensor]:
         assert sent.shape[0] == 1, f"one shard a thread, got {tuple(sent.shape)}"

@@ -27,7 +27,7 @@ from besskge_core.ops import plan_rows, sparse_rows
 from besskge_core.ops.native import NATIVE
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.runtime import LocalRuntime
-from besskge_core.runtime.local import Planned
+from besskge_core.runtime import Planned
 
 SCORES = [
     ("transe", 1),

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "besskge_core"
 LAYERS = [  # low to high; modules of one line may know each other
     "errors", "registry", "config environment vocabulary", "counting", "philox", "shapes",
     "reading", "dataset", "catalogue",
-    "sharding", "known", "negative_sampler", "ops", "batch_sampler", "exchange", "embedding",
+    "sharding", "known", "negative_sampler", "ops", "exchange", "batch_sampler", "embedding",
     "loss", "metric", "scoring", "regularizer", "utils", "bess", "optim", "runtime", "all_entities",
     "top_k", "evaluation", "predict", "pipeline", "triples_factory", "model", "training", "report",
     "cli",

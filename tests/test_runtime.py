@@ -167,7 +167,7 @@ def test_a_loader_may_be_left_early(graph):
 def test_an_error_of_a_worker_reaches_the_caller(graph):
     runtime, sampler = prepare(graph)
     sampler.negative_sampler.sharding = None
-    with pytest.raises(AttributeError, match="shard_counts"):
+    with pytest.raises(AttributeError, match="n_shard"):
         next(runtime.dataloader(sampler))
 
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from besskge_core.model import KGEModel
 from besskge_core.philox import Position
-from besskge_core.runtime.local import Planned
+from besskge_core.runtime import Planned
 from besskge_core.scoring.comparators import Distance
 from besskge_core.scoring.formula import QueryScore
 from besskge_core.scoring.operators import ComplexScaling

@@ -96,14 +96,13 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
         self.exchange: Exchange = LocalExchange(score_fn.sharding.n_shard)
 
     def prepare(self, columns: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        """What the host adds to a micro-batch of all shards: here, nothing."""
+        """What the host adds to a micro-batch of the hosted shards: here, nothing."""
         return dict(columns)
 
-    def _own_shard(self, n_host: int) -> Tensor:
+    def _own_shard(self) -> Tensor:
         """(L, 1): which shards are hosted."""
-        n_shard = self.exchange.n_shard
-        shard = torch.arange(n_shard, device=self.entity_embedding.device)
-        return self.exchange.all_to_all(shard.expand(n_host, n_shard))[:, :1]  # sent by all
+        hosted = torch.tensor(list(self.exchange.hosted), device=self.entity_embedding.device)
+        return hosted.unsqueeze(1)
 
     def _queries(self, known: Tensor, relation: Tensor, heads: bool) -> List[Query]:
         """Of each hosted shard: known rows (L, B, D), relation IDs (L, B)."""
@@ -217,7 +216,7 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
         known, padding = self._padding_of
         if known is not sharding or padding is None or padding.device != table.device:
             ids = torch.from_numpy(sharding.shard_and_idx_to_entity).to(table.device)
-            padding = (ids >= sharding.n_entity)[self._own_shard(n_host)[:, 0]]
+            padding = (ids >= sharding.n_entity)[self._own_shard()[:, 0]]
             self._padding_of = sharding, padding
         return padding
 

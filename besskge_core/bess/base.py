@@ -204,10 +204,10 @@ class BessKGE(OverTables, abc.ABC):
         return None
 
     def rows_read(self, columns: Mapping[str, Tensor]) -> Optional[Tensor]:
-        """Rows of all tables, laid end to end, that a step reads, in the order of their gradients.
+        """Rows of the hosted tables, laid end to end, that a step reads, in the order of gradients.
 
         Args:
-            columns: what :meth:`forward` takes, of all shards.
+            columns: what :meth:`forward` takes.
 
         Returns:
             int64 (K,), or None if that is not known.
@@ -240,7 +240,7 @@ class BessKGE(OverTables, abc.ABC):
         return self._in_columns(x.transpose(1, 2), n_positive)
 
     def prepare(self, columns: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        """What the host adds to a micro-batch of all shards: the true triples to leave out."""
+        """What the host adds to a micro-batch of the hosted shards: the true triples to leave out."""
         prepared = dict(columns)
         if self.negative_sampler.known is not None and "negative_filter" not in prepared:
             prepared["negative_filter"] = self.filter_negatives(columns)
@@ -252,7 +252,7 @@ class BessKGE(OverTables, abc.ABC):
         """The negatives of a batch that are true triples; runs on the host.
 
         Args:
-            batch: what :meth:`forward` takes, of all shards (L = S).
+            batch: what :meth:`forward` takes.
             known: the true triples; by default those of the negative sampler.
 
         Returns:
@@ -262,10 +262,11 @@ class BessKGE(OverTables, abc.ABC):
         if known is None:
             raise ConfigError("no known triples to filter with: give `known`, here or to a sampler")
         sharding, n_positive = self.score_fn.sharding, batch["head"].shape[-1]
-        shard = np.arange(sharding.n_shard)[:, None, None]
-        head, tail = (sharding.entity_of(shard, batch[x].cpu().numpy()) for x in ("head", "tail"))
-        columns = (head, batch["relation"].cpu().numpy(), tail.swapaxes(0, 1))
-        triples = np.stack(columns, axis=-1).reshape(sharding.n_shard, -1, 3)
+        shard = np.array(self.exchange.hosted)[:, None, None]
+        head, sent = (sharding.entity_of(shard, batch[x].cpu().numpy()) for x in ("head", "tail"))
+        tail = self.exchange.all_to_all(torch.from_numpy(sent)).numpy()
+        columns = (head, batch["relation"].cpu().numpy(), tail)
+        triples = np.stack(columns, axis=-1).reshape(len(shard), -1, 3)
         ids = sharding.entity_of(shard[..., None], batch["negative"].cpu().numpy())
         candidates = self.columns(torch.from_numpy(ids), n_positive).numpy()
         replaced = batch.get("heads_replaced")
@@ -273,9 +274,9 @@ class BessKGE(OverTables, abc.ABC):
             of_triple = np.zeros(n_positive, dtype=bool)
             for side in self._sides(n_positive):
                 of_triple[side.first : side.last] = side.heads
-            heads = np.tile(of_triple, (sharding.n_shard, sharding.n_shard))
+            heads = np.tile(of_triple, (len(shard), sharding.n_shard))
         else:
-            heads = replaced.cpu().numpy().reshape(sharding.n_shard, -1)
+            heads = replaced.cpu().numpy().reshape(len(shard), -1)
         pairs = [known_candidates(known, *of_shard) for of_shard in zip(triples, heads, candidates)]
         return pad_pairs(pairs).to(batch["head"].device)
 

@@ -65,19 +65,23 @@ class LCWABessKGE(AllEntitiesBessKGE):
         self.inputs = (given, "relation", "triple_mask", "answer")
 
     def prepare(self, columns: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-        """Add the answers to a micro-batch of all shards; runs on the host."""
+        """Add the answers to a micro-batch of the hosted shards; runs on the host."""
         if "answer" in columns:
             return dict(columns)
         sharding, given = self.score_fn.sharding, columns[self.inputs[0]]
-        shard = np.arange(sharding.n_shard)[:, None]
-        entity = sharding.entity_of(shard, given.cpu().numpy()).ravel()
-        relation = columns["relation"].cpu().numpy().ravel()
+        shard = np.array(self.exchange.hosted)[:, None]
+        own = sharding.entity_of(shard, given.cpu().numpy())
+        relations = columns["relation"].cpu()
+        entity, relation = (  # of everyone's queries, one answer to all
+            self.exchange.all_gather(x)[0].flatten().numpy()
+            for x in (torch.from_numpy(own), relations)
+        )
         query, answer = self.known.answers(self.side, entity, relation)
         place = np.stack([query, sharding.entity_to_idx[answer]], axis=1)
         owner = sharding.entity_to_shard[answer]
-        of_shards = [torch.from_numpy(place[owner == i]) for i in range(sharding.n_shard)]
+        of_shards = [torch.from_numpy(place[owner == i]) for i in self.exchange.hosted]
         most = max(len(x) for x in of_shards)
-        padded = torch.full((sharding.n_shard, most, 2), -1, dtype=torch.int64)
+        padded = torch.full((len(of_shards), most, 2), -1, dtype=torch.int64)
         for into, x in zip(padded, of_shards):
             into[: len(x)] = x
         return {**columns, "answer": padded.to(given.device)}

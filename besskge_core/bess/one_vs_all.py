@@ -105,7 +105,7 @@ class OneVsAllBessKGE(AllEntitiesBessKGE):
         relations = relation.flatten(1)
         weight = weights_of(head_rows, triple_weight, triple_mask).expand_as(relations)
         weight = weight.to(wide(head_rows))
-        own = self._own_shard(n_host)
+        own = self._own_shard()
         loss = torch.zeros((), dtype=weight.dtype, device=head.device)
         asked_for = []
         for side in self.sides:

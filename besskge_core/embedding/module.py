@@ -283,7 +283,8 @@ class Embedding(nn.Module):
         """Update the regulariser, then drop entries."""
         if self.regularizer is not None and counted is not False:
             seen = x[counted] if isinstance(counted, Tensor) else x
-            if seen is x or len(seen):  # a mean of nothing is no number
+            # A mean of nothing is no number; but of several ranks all take part in the sum.
+            if seen is x or len(seen) or self.regularizer.n_rank > 1:
                 self.regularizer.update(seen)
         if self.dropout is None or not self.dropout.training:
             return x

@@ -42,6 +42,9 @@ class EmbeddingRegularizer(nn.Module, abc.ABC):
     """
 
     weight: Tensor
+    #: Of several ranks, each of which sees some of the rows; set by their runtime.
+    n_rank: int = 1
+    sum_ranks: Callable[[Tensor], Tensor]
 
     def __init__(self, weight: float = 1.0, apply_only_once: bool = False) -> None:
         super().__init__()
@@ -58,6 +61,20 @@ class EmbeddingRegularizer(nn.Module, abc.ABC):
         if self.is_active():
             for x in tensors:
                 self._add(self(widen(x)))
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Over the rows of all ranks: numbers (...) of the rows here -> a scalar.
+
+        Like a loss, it is the mean over ranks of what each of them returns.
+        """
+        if self.n_rank == 1:
+            return x.mean()
+        count = self.sum_ranks(torch.tensor(float(x.numel()), device=x.device))
+        return x.sum() * (self.n_rank / count.clamp(min=1.0))
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over the rows of all ranks; see :meth:`mean`."""
+        return x.sum() * self.n_rank
 
     def is_active(self) -> bool:
         """Whether an update now would count."""
@@ -130,7 +147,7 @@ class LpNorm(EmbeddingRegularizer):
         norms = torch.linalg.vector_norm(x, self.p, self.dim)
         if self.normalize:
             norms = norms / _expected_norm(self.p, x.shape[self.dim])
-        return norms.mean()
+        return self.mean(norms)
 
 
 def _expected_norm(p: float, dim: int) -> float:
@@ -163,7 +180,8 @@ class PowerSum(EmbeddingRegularizer):
 
     def forward(self, x: Tensor) -> Tensor:
         sums = x.abs().pow(self.p).sum(self.dim)
-        return sums.mean() / x.shape[self.dim] if self.normalize else sums.mean()
+        mean = self.mean(sums)
+        return mean / x.shape[self.dim] if self.normalize else mean
 
 
 @EMBEDDING_REGULARIZERS.register("normlimit")
@@ -195,7 +213,7 @@ class NormLimit(EmbeddingRegularizer):
             norms = x.abs().pow(self.p).sum(self.dim)
         else:
             norms = torch.linalg.vector_norm(x, self.p, self.dim)
-        return (norms - self.max_norm).relu().sum()
+        return self.total((norms - self.max_norm).relu())
 
 
 @EMBEDDING_REGULARIZERS.register("orthogonality")
@@ -225,7 +243,7 @@ class Orthogonality(EmbeddingRegularizer):
             )
         if self.is_active():
             cosine = torch.cosine_similarity(widen(tensors[0]), widen(tensors[1]), dim=-1)
-            self._add((cosine.square() - self.epsilon).relu().sum())
+            self._add(self.total((cosine.square() - self.epsilon).relu()))
 
 
 @EMBEDDING_REGULARIZERS.register("combined")
@@ -262,8 +280,8 @@ class Combined(EmbeddingRegularizer):
         return self.normalization_factor * terms.sum()
 
 
-class _Function(EmbeddingRegularizer):
-    """weight * function(x)."""
+class FunctionRegularizer(EmbeddingRegularizer):
+    """weight * function(x), of the rows of one process: how to sum over ranks is not known."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -282,5 +300,5 @@ def make_regularizer(choice: Optional[Choice], **options: Any) -> Any:
             )
         return choice
     if callable(choice) and not isinstance(choice, type):
-        return _Function(choice, **options)
+        return FunctionRegularizer(choice, **options)
     return resolve(EMBEDDING_REGULARIZERS, choice, options)

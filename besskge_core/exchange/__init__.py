@@ -22,13 +22,13 @@ class Exchange(Protocol):
     Attributes:
         n_shard: S.
         hosted: the shards that this worker hosts, L of them, in the order of the axis.
-        rank, n_worker: which worker this is, of how many.
+        rank, n_rank: which worker (process) this is, of how many.
     """
 
     n_shard: int
     hosted: range
     rank: int
-    n_worker: int
+    n_rank: int
 
     def all_to_all(self, blocks: Tensor) -> Tensor:
         """(L, S, ...) to peers -> (L, S, ...) from peers; moves all but the own block."""
@@ -39,8 +39,8 @@ class Exchange(Protocol):
     def all_reduce(self, block: Tensor) -> Tensor:
         """(L, ...) -> (L, ...): the sum over shards, on every shard."""
 
-    def sum_workers(self, x: Tensor) -> Tensor:
-        """(...) -> (...): the sum over workers, the same bits on all; without a gradient."""
+    def sum_ranks(self, x: Tensor) -> Tensor:
+        """(...) -> (...): the sum over ranks, the same bits on all; without a gradient."""
 
-    def gather_workers(self, x: Tensor) -> Tensor:
-        """(...) -> (n_worker, ...): of every worker, which all have the same shape; no gradient."""
+    def gather_ranks(self, x: Tensor) -> Tensor:
+        """(...) -> (n_rank, ...): of every rank, all of the same shape; without a gradient."""

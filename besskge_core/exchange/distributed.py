@@ -1,12 +1,12 @@
 """Shards on the ranks of torch.distributed: over gloo on CPUs, over NCCL on GPUs.
 
-A rank hosts n_shard / n_worker shards that follow each other, usually one. Three collectives of torch
+A rank hosts n_shard / n_rank shards that follow each other, usually one. Three collectives of torch
 do all of it; each is called in one place, below, so that what torch renames is renamed here alone.
 
 What only moves travels as bytes, so that every dtype can. Sums are added up in float32 or wider.
 
 Axes:
-    W: workers      L: shards of a worker      S = W * L
+    W: ranks      L: shards of a rank      S = W * L
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class DistributedExchange:
         group: Optional[dist.ProcessGroup] = None,
         guard: Guard = unguarded,
     ) -> None:
-        self.rank, self.n_worker = dist.get_rank(group), dist.get_world_size(group)
-        if n_shard % self.n_worker:
+        self.rank, self.n_rank = dist.get_rank(group), dist.get_world_size(group)
+        if n_shard % self.n_rank:
             raise ConfigError(
-                f"{n_shard} shards cannot be dealt evenly to {self.n_worker} workers; give n_shard ="
-                f" {-(-n_shard // self.n_worker) * self.n_worker}, or another multiple"
+                f"{n_shard} shards cannot be dealt evenly to {self.n_rank} ranks; give n_shard ="
+                f" {-(-n_shard // self.n_rank) * self.n_rank}, or another multiple"
             )
-        n_host = n_shard // self.n_worker
+        n_host = n_shard // self.n_rank
         self.n_shard, self.hosted = n_shard, range(self.rank * n_host, (self.rank + 1) * n_host)
         self.sent: Dict[str, int] = {"all_to_all": 0, "all_gather": 0, "all_reduce": 0}
         self._group, self._guard = group, guard
@@ -69,7 +69,7 @@ class DistributedExchange:
         return out
 
     def all_gather(self, block: Tensor) -> Tensor:
-        """(L, ...) -> (L, S, ...); the gradient is the sum of all workers', in their order."""
+        """(L, ...) -> (L, S, ...); the gradient is the sum over ranks, in their order."""
         self._check(block, "all_gather", (len(self.hosted),))
         out: Tensor = _AllGather.apply(block, self)
         return out.unsqueeze(0).expand(len(self.hosted), *out.shape)
@@ -82,37 +82,37 @@ class DistributedExchange:
 
     # -- not ---------------------------------------------------------------------------------------
 
-    def sum_workers(self, x: Tensor) -> Tensor:
-        """(...) -> (...), the same bits on all workers."""
+    def sum_ranks(self, x: Tensor) -> Tensor:
+        """(...) -> (...), the same bits on all ranks."""
         wide = x.dtype in (torch.float16, torch.bfloat16)
         total = x.detach().to(torch.float32 if wide else x.dtype, copy=True).contiguous()
         # Of a ring: each part is added up once around it, and passed on once more.
-        self.sent["all_reduce"] += 2 * _nbytes(total) * (self.n_worker - 1) // self.n_worker
+        self.sent["all_reduce"] += 2 * _nbytes(total) * (self.n_rank - 1) // self.n_rank
         self._guard(lambda: dist.all_reduce(total, group=self._group))
         return total.to(x.dtype)
 
-    def gather_workers(self, x: Tensor) -> Tensor:
+    def gather_ranks(self, x: Tensor) -> Tensor:
         """(...) -> (W, ...)"""
         x = x.detach().contiguous()
-        gathered = x.new_empty((self.n_worker, *x.shape))
-        parts, own = list(_bytes(gathered).view(self.n_worker, -1).unbind()), _bytes(x)
-        self.sent["all_gather"] += _nbytes(x) * (self.n_worker - 1)
+        gathered = x.new_empty((self.n_rank, *x.shape))
+        parts, own = list(_bytes(gathered).view(self.n_rank, -1).unbind()), _bytes(x)
+        self.sent["all_gather"] += _nbytes(x) * (self.n_rank - 1)
         self._guard(lambda: dist.all_gather(parts, own, group=self._group))
         return gathered
 
     def swap(self, blocks: Tensor) -> Tensor:
         """:meth:`all_to_all` without a gradient."""
         n_host, rest = len(self.hosted), blocks.shape[2:]
-        # (L, W, L', ...) -> (W, L, L', ...): what goes to a worker lies together.
-        sent = blocks.detach().unflatten(1, (self.n_worker, n_host)).transpose(0, 1)
-        received = self.swap_workers(sent)  # (W, L', L, ...), from
+        # (L, W, L', ...) -> (W, L, L', ...): what goes to a rank lies together.
+        sent = blocks.detach().unflatten(1, (self.n_rank, n_host)).transpose(0, 1)
+        received = self.swap_ranks(sent)  # (W, L', L, ...), from
         return received.movedim(2, 0).reshape(n_host, self.n_shard, *rest)
 
-    def swap_workers(self, blocks: Tensor) -> Tensor:
+    def swap_ranks(self, blocks: Tensor) -> Tensor:
         """(W, ...) to -> (W, ...) from."""
         sent = blocks.contiguous()
         received = torch.empty_like(sent)
-        self.sent["all_to_all"] += _nbytes(sent) * (self.n_worker - 1) // self.n_worker
+        self.sent["all_to_all"] += _nbytes(sent) * (self.n_rank - 1) // self.n_rank
         into, out = _bytes(received), _bytes(sent)
         self._guard(lambda: dist.all_to_all_single(into, out, group=self._group))
         return received
@@ -121,7 +121,7 @@ class DistributedExchange:
         if x.shape[: len(leading)] != leading:
             axes = ", ".join(f"{axis}={n}" for axis, n in zip("LS", leading))
             raise ShapeError(
-                f"{name} expects leading axes {axes} on worker {self.rank} of {self.n_worker},"
+                f"{name} expects leading axes {axes} on rank {self.rank} of {self.n_rank},"
                 f" got {tuple(x.shape)}"
             )
 
@@ -145,24 +145,24 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, block: Tensor, exchange: DistributedExchange) -> Tensor:
         ctx.exchange = exchange
-        return exchange.gather_workers(block).flatten(0, 1)
+        return exchange.gather_ranks(block).flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:
-        # An exchange and a sum in the order of the workers: half of what an all-reduce would send.
-        by_owner = grad.unflatten(0, (ctx.exchange.n_worker, -1))
-        return ctx.exchange.swap_workers(by_owner).sum(0), None
+        # An exchange and a sum in the order of the ranks: half of what an all-reduce would send.
+        by_owner = grad.unflatten(0, (ctx.exchange.n_rank, -1))
+        return ctx.exchange.swap_ranks(by_owner).sum(0), None
 
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, exchange: DistributedExchange) -> Tensor:
         ctx.exchange = exchange
-        return exchange.sum_workers(x)
+        return exchange.sum_ranks(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:
-        return ctx.exchange.sum_workers(grad), None
+        return ctx.exchange.sum_ranks(grad), None
 
 
 def _bytes(x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from besskge_core.errors import ShapeError
 class LocalExchange:
     """The collectives where this process hosts every shard, L = S = n_shard."""
 
-    rank, n_worker = 0, 1
+    rank, n_rank = 0, 1
 
     def __init__(self, n_shard: int) -> None:
         self.n_shard, self.hosted = n_shard, range(n_shard)
@@ -32,11 +32,11 @@ class LocalExchange:
         """(L, ...) -> (L, ...): the sum over L, seen by all."""
         return self._all(block).sum(0, keepdim=True).expand_as(block)
 
-    def sum_workers(self, x: Tensor) -> Tensor:
+    def sum_ranks(self, x: Tensor) -> Tensor:
         """There is but one."""
         return x
 
-    def gather_workers(self, x: Tensor) -> Tensor:
+    def gather_ranks(self, x: Tensor) -> Tensor:
         """(...) -> (1, ...)"""
         return x.unsqueeze(0)
 

@@ -74,6 +74,21 @@ class ShardedNegativeSampler(abc.ABC):
         """
         return self(sample_idx)
 
+    def draw_hosted(
+        self, sample_idx: NDArray[np.integer], position: Position, hosted: range
+    ) -> Optional[Dict[str, NDArray[np.generic]]]:
+        """What :meth:`draw` gives for some of the shards, on axis 1 of each array.
+
+        Args:
+            sample_idx: triples of these shards, (M, L, S, P) or (M, L, P).
+            position: where the step stands.
+            hosted: these shards.
+
+        Returns:
+            None where that depends on the triples of the other shards.
+        """
+        return None
+
     def n_block(self, sample_idx: NDArray[np.integer]) -> int:
         """B: blocks of negatives of one shard and micro-batch."""
         if self.flat_negative_format:
@@ -87,23 +102,33 @@ class ShardedNegativeSampler(abc.ABC):
             return np.arange(n_positive) < n_positive // 2
         return np.full(n_positive, self.corruption_scheme == "h")
 
-    def _bits(self, shape: Tuple[int, ...], position: Position) -> NDArray[np.uint64]:
-        """Random (M, S, ...) numbers; those of a source shard lie together, so that a worker
-        can draw its own alone."""
+    def _bits(
+        self, shape: Tuple[int, ...], position: Position, first: int = 0
+    ) -> NDArray[np.uint64]:
+        """Random (M, S, ...) numbers of the source shards from `first` on; those of one lie
+        together, so that a worker can draw its own alone."""
         n_micro, n_shard, *rest = shape
         width = n_micro * math.prod(rest)
         padded = -(-width // BLOCK) * BLOCK
-        bits = random_bits(self.seed, Purpose.NEGATIVES, position, n_shard * padded)
+        bits = random_bits(
+            self.seed, Purpose.NEGATIVES, position, n_shard * padded, first * padded
+        )
         rows = bits.reshape(n_shard, padded)[:, :width].reshape(n_shard, n_micro, *rest)
         return rows.swapaxes(0, 1)
 
     def _below(
-        self, bounds: NDArray[np.integer], shape: Tuple[int, ...], position: Position
+        self,
+        bounds: NDArray[np.integer],
+        shape: Tuple[int, ...],
+        position: Position,
+        first: int = 0,
     ) -> NDArray[np.integer]:
         """int32 (M, S, ...): what these numbers are below the bound (S,) of each source shard."""
         n_micro, n_shard, *rest = shape
         width = n_micro * math.prod(rest)
-        drawn = random_below(self.seed, Purpose.NEGATIVES, position, bounds, width, np.int32)
+        drawn = random_below(
+            self.seed, Purpose.NEGATIVES, position, bounds, width, np.int32, first
+        )
         return drawn.reshape(n_shard, n_micro, *rest).swapaxes(0, 1)
 
 
@@ -118,4 +143,9 @@ class PlaceholderNegativeSampler(ShardedNegativeSampler):
     def draw(
         self, sample_idx: NDArray[np.integer], position: Position
     ) -> Dict[str, NDArray[np.generic]]:
+        return {}
+
+    def draw_hosted(
+        self, sample_idx: NDArray[np.integer], position: Position, hosted: range
+    ) -> Optional[Dict[str, NDArray[np.generic]]]:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Dict, Optional
 
 import numpy as np
@@ -45,16 +46,32 @@ class RandomShardedNegativeSampler(ShardedNegativeSampler):
     def draw(
         self, sample_idx: NDArray[np.integer], position: Position
     ) -> Dict[str, NDArray[np.generic]]:
-        n_micro, n_shard = sample_idx.shape[:2]
-        shape = (n_micro, n_shard, n_shard, self.n_block(sample_idx), self.n_negative)
+        return self._draw(sample_idx, position, range(self.sharding.n_shard))
+
+    def draw_hosted(
+        self, sample_idx: NDArray[np.integer], position: Position, hosted: range
+    ) -> Optional[Dict[str, NDArray[np.generic]]]:
+        # A subclass with negatives of its own is asked for all of them.
+        if type(self).draw is not RandomShardedNegativeSampler.draw:
+            return None
+        return self._draw(sample_idx, position, hosted)
+
+    def _draw(
+        self, sample_idx: NDArray[np.integer], position: Position, hosted: range
+    ) -> Dict[str, NDArray[np.generic]]:
+        n_micro, n_host = sample_idx.shape[:2]
+        n_block, n_target = self.n_block(sample_idx), self.sharding.n_shard
+        shape = (n_micro, n_host, n_target, n_block, self.n_negative)
         if type(self).rows is RandomShardedNegativeSampler.rows:  # in one pass, without the bits
-            return {"negative_entities": self._below(self.sharding.shard_counts, shape, position)}
-        rows = self.rows(self._bits(shape, position))
+            bounds = self.sharding.shard_counts[hosted.start : hosted.stop]
+            return {"negative_entities": self._below(bounds, shape, position, hosted.start)}
+        rows = self.rows(self._bits(shape, position, hosted.start), hosted)
         return {"negative_entities": rows.astype(np.int32)}
 
-    def rows(self, bits: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Rows of entities from random bits (M, S, T, B, N), axis S their shard."""
-        return below(bits, self.sharding.shard_counts[:, None, None, None])
+    def rows(self, bits: NDArray[np.uint64], hosted: range) -> NDArray[np.int64]:
+        """Rows of entities from random bits (M, L, T, B, N), axis L their shard."""
+        counts = self.sharding.shard_counts[hosted.start : hosted.stop]
+        return below(bits, counts[:, None, None, None])
 
 
 class DegreeWeightedShardedNegativeSampler(RandomShardedNegativeSampler):
@@ -101,10 +118,11 @@ class DegreeWeightedShardedNegativeSampler(RandomShardedNegativeSampler):
             for ids, count in zip(sharding.shard_and_idx_to_entity, sharding.shard_counts)
         ]
 
-    def rows(self, bits: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def rows(self, bits: NDArray[np.uint64], hosted: range) -> NDArray[np.int64]:
         rows = np.empty(bits.shape, dtype=np.int64)
-        for shard, cumulative in enumerate(self._cumulative):
-            rows[:, shard] = np.searchsorted(cumulative, uniform(bits[:, shard]), side="right")
+        for i, shard in enumerate(hosted):
+            chance = uniform(bits[:, i])
+            rows[:, i] = np.searchsorted(self._cumulative[shard], chance, side="right")
         return rows
 
 
@@ -149,13 +167,26 @@ class BernoulliShardedNegativeSampler(RandomShardedNegativeSampler):
     def draw(
         self, sample_idx: NDArray[np.integer], position: Position
     ) -> Dict[str, NDArray[np.generic]]:
-        found = super().draw(sample_idx, position)
-        n_draw = int(np.prod(sample_idx.shape[1:]))
+        return self._draw(sample_idx, position, range(self.sharding.n_shard))
+
+    def draw_hosted(
+        self, sample_idx: NDArray[np.integer], position: Position, hosted: range
+    ) -> Optional[Dict[str, NDArray[np.generic]]]:
+        if type(self).draw is not BernoulliShardedNegativeSampler.draw:
+            return None
+        return self._draw(sample_idx, position, hosted)
+
+    def _draw(
+        self, sample_idx: NDArray[np.integer], position: Position, hosted: range
+    ) -> Dict[str, NDArray[np.generic]]:
+        found = super()._draw(sample_idx, position, hosted)
+        n_micro, n_shard, of_shard = len(sample_idx), self.sharding.n_shard, sample_idx.shape[2:]
+        n_draw = n_shard * math.prod(of_shard)
         padded = -(-n_draw // BLOCK) * BLOCK
-        bits = random_bits(self.seed, Purpose.SIDES, position, len(sample_idx) * padded)
-        chance = uniform(bits.reshape(-1, padded)[:, :n_draw]).reshape(sample_idx.shape)
-        drawn = chance < self.head_probability[sample_idx]
-        return {**found, "heads_replaced": drawn}
+        bits = random_bits(self.seed, Purpose.SIDES, position, n_micro * padded)
+        bits = bits.reshape(-1, padded)[:, :n_draw].reshape(n_micro, n_shard, *of_shard)
+        chance = uniform(bits[:, hosted.start : hosted.stop])
+        return {**found, "heads_replaced": chance < self.head_probability[sample_idx]}
 
 
 def head_probability(triples: NDArray[np.integer]) -> NDArray[np.float64]:

@@ -1,7 +1,18 @@
-"""How a step is compiled and driven."""
+"""How a step is driven: in one process (`local`), or on the ranks of torchrun (`distributed`)."""
 
 from __future__ import annotations
 
-from besskge_core.runtime.local import LocalRuntime, Planned
+from besskge_core.runtime.base import Planned, Runtime
+from besskge_core.runtime.distributed import DistributedRuntime, Ranks, join, leave, make_runtime
+from besskge_core.runtime.local import LocalRuntime
 
-__all__ = ["LocalRuntime", "Planned"]
+__all__ = [
+    "DistributedRuntime",
+    "LocalRuntime",
+    "Planned",
+    "Ranks",
+    "Runtime",
+    "join",
+    "leave",
+    "make_runtime",
+]
