@@ -7,7 +7,7 @@ Axes:
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Iterator, List, NamedTuple, Tuple
+from typing import Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from besskge_core.bess.products import scores_products
 from besskge_core.errors import ConfigError
+from besskge_core.exchange import Exchange, LocalExchange
 from besskge_core.ops import inner_products
 from besskge_core.scoring import BaseScoreFunction, Query
 from besskge_core.sharding import Sharding
@@ -66,15 +67,31 @@ class AllEntityScorer:
     A model with inverse relations answers (?, r, t) as (t, inverse of r, ?), the direction in
     which reciprocal models are trained (Lacroix et al., ICML 2018); others score heads directly.
 
+    Of several ranks each has the tiles of its own shards; all of them make the same calls.
+
     Args:
         score_fn: the model.
         max_scores: scores held at a time; bounds the memory.
+        exchange: of the ranks that have the rows; None: all are here.
     """
 
-    def __init__(self, score_fn: BaseScoreFunction, max_scores: int = 2**25) -> None:
+    def __init__(
+        self,
+        score_fn: BaseScoreFunction,
+        max_scores: int = 2**25,
+        exchange: Optional[Exchange] = None,
+    ) -> None:
         if max_scores < 1:
             raise ConfigError(f"max_scores must be at least 1, got {max_scores}")
         self.score_fn, self.max_scores = score_fn, max_scores
+        n_shard = score_fn.sharding.n_shard
+        self.exchange: Exchange = LocalExchange(n_shard) if exchange is None else exchange
+        if tuple(self.exchange.hosted) != score_fn.hosted:
+            raise ConfigError(
+                f"the model has the rows of shards {score_fn.hosted}, this rank is to have those of"
+                f" {tuple(self.exchange.hosted)}; pass the exchange of the ranks, such as"
+                " `runtime.exchange`"
+            )
 
     @property
     def batch_size(self) -> int:
@@ -82,9 +99,26 @@ class AllEntityScorer:
         most = min(self.max_scores, IN_CACHE)
         return min(max(most // self.score_fn.sharding.n_entity, 64), 1024)
 
+    def rows(self, entity_row: Tensor) -> Tensor:
+        """Flat rows (K,), see `Sharding.flat_row` -> (K, D), as stored; from whoever has them."""
+        table = self.score_fn.entity_embedding.detach()
+        flat = table.flatten(end_dim=1)
+        if self.exchange.n_rank == 1:
+            return flat.index_select(0, entity_row)
+        place, is_here = self.here(entity_row)
+        rows = flat.index_select(0, place).masked_fill(~is_here.unsqueeze(1), 0.0)
+        return self.exchange.sum_ranks(rows)
+
+    def here(self, entity_row: Tensor) -> Tuple[Tensor, Tensor]:
+        """Flat rows (...) -> their places in the hosted tables, 0 where not here; bool, whether."""
+        n_host, n_row = self.score_fn.entity_embedding.shape[:2]
+        place = entity_row - self.exchange.hosted.start * n_row
+        is_here = (place >= 0) & (place < n_host * n_row)
+        return torch.where(is_here, place, 0), is_here
+
     @torch.no_grad()
     def tiles(self, side: str, entity_row: Tensor, relation: Tensor) -> Iterator[Tile]:
-        """Tiles of the scores of a batch of queries, over all shards; padding is left out.
+        """Tiles of the scores of a batch of queries, over the hosted shards, without padding.
 
         Args:
             side: the side asked for, "head" or "tail".
@@ -93,13 +127,14 @@ class AllEntityScorer:
         """
         score_fn, sharding = self.score_fn, self.score_fn.sharding
         table = score_fn.entity_embedding
-        known = score_fn.entities(table.flatten(end_dim=1).index_select(0, entity_row))
+        known = score_fn.entities(self.rows(entity_row))
         query, heads = make_query(score_fn, side, known, relation)
         products = scores_products(score_fn)
         height = max(self.max_scores // max(len(relation), 1), 1)
-        for shard, count in enumerate(sharding.shard_counts.tolist()):
+        for i, shard in enumerate(self.exchange.hosted):
+            count = int(sharding.shard_counts[shard])
             for first in range(0, count, height):
-                rows = table[shard, first : min(first + height, count)]
+                rows = table[i, first : min(first + height, count)]
                 candidates = score_fn.entities(rows)
                 if products:
                     scores = inner_products(query[0], candidates)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from besskge_core.all_entities import SIDES, AllEntityScorer, Tile, evaluating, make_query
 from besskge_core.errors import ConfigError
+from besskge_core.exchange import Exchange
 from besskge_core.known import KnownTriples
 from besskge_core.metric import count_ranks, make_metric
 from besskge_core.ops import Filter, rank_counts
@@ -116,6 +117,7 @@ def rank_triples(
     sides: Sequence[str] = SIDES,
     max_scores: int = 2**25,
     progress: Callable[[int], object] = lambda n_query: None,
+    exchange: Optional[Exchange] = None,
 ) -> Ranking:
     """Rank the entities of triples among all entities.
 
@@ -126,12 +128,14 @@ def rank_triples(
         sides: which sides to rank.
         max_scores: scores held at a time; bounds the memory, never changes a rank.
         progress: called with the number of queries done since the last call.
+        exchange: of the ranks that have the rows, each of which ranks among its own entities, and
+            gets the result; None: all are here.
 
     Raises:
         ConfigError: triples of another graph, or an unknown side.
     """
     _check(score_fn, triples, sides)
-    scorer, rows = AllEntityScorer(score_fn, max_scores), score_fn.sharding.flat_row
+    scorer, rows = AllEntityScorer(score_fn, max_scores, exchange), score_fn.sharding.flat_row
     ids, n_triple = np.asarray(triples, dtype=np.int64), len(triples)
     counts: Dict[str, NDArray[np.int64]] = {}
     with evaluating(score_fn):
@@ -157,6 +161,7 @@ def rank_candidates(
     triples: NDArray[np.integer],
     candidates: Mapping[str, NDArray[np.integer]],
     max_scores: int = 2**25,
+    exchange: Optional[Exchange] = None,
 ) -> Ranking:
     """Rank the entities of triples among given candidates, as OGB's evaluator does.
 
@@ -170,15 +175,15 @@ def rank_candidates(
         candidates: side ("head", "tail") to IDs (n_triple, K), or (1, K) for all triples, the true
             one not among them, such as `KGDataset.neg_heads` and `neg_tails` of a part.
         max_scores: numbers held at a time; bounds the memory.
+        exchange: see :func:`rank_triples`.
 
     Raises:
         ConfigError: triples or candidates of another graph or shape, or an unknown side.
     """
     _check(score_fn, triples, list(candidates))
+    scorer = AllEntityScorer(score_fn, max_scores, exchange)
     counts = {
-        side: _among(
-            score_fn, np.asarray(triples, np.int64), side, np.ascontiguousarray(ids), max_scores
-        )
+        side: _among(scorer, np.asarray(triples, np.int64), side, np.ascontiguousarray(ids))
         for side, ids in candidates.items()
     }
     better, equal, n_candidate = ({s: c[i] for s, c in counts.items()} for i in range(3))
@@ -187,13 +192,13 @@ def rank_candidates(
 
 @torch.no_grad()
 def _among(
-    score_fn: BaseScoreFunction,
+    scorer: AllEntityScorer,
     triples: NDArray[np.int64],
     side: str,
     candidates: NDArray[np.integer],
-    max_scores: int,
 ) -> Tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """better, equal and n_candidate (n_triple,) of one side."""
+    score_fn, exchange = scorer.score_fn, scorer.exchange
     n_triple, sharding = len(triples), score_fn.sharding
     if candidates.ndim != 2 or len(candidates) not in (1, n_triple):
         raise ConfigError(
@@ -207,22 +212,24 @@ def _among(
         )
     table, n_list = score_fn.entity_embedding.flatten(end_dim=1), candidates.shape[1]
     flat_row = torch.from_numpy(sharding.flat_row).to(table.device)
-    size = max(max_scores // ((n_list + 1) * table.shape[1]), 1)
+    size = max(scorer.max_scores // ((n_list + 1) * table.shape[1]), 1)
     better, equal = np.zeros(n_triple, np.int64), np.zeros(n_triple, np.int64)
     with evaluating(score_fn), score_fn.pooling(False):
         for batch in (slice(i, i + size) for i in range(0, n_triple, size)):
             rows = torch.from_numpy(triples[batch]).to(table.device)
             lists = torch.from_numpy(candidates if len(candidates) == 1 else candidates[batch])
             known, answer = (rows[:, 0], rows[:, 2]) if side == "tail" else (rows[:, 2], rows[:, 0])
-            known_rows = score_fn.entities(table[flat_row[known]])
+            known_rows = score_fn.entities(scorer.rows(flat_row[known]))
             query, heads = make_query(score_fn, side, known_rows, rows[:, 1])
             # Beside the candidates, so that equal embeddings have equal scores to the last bit.
             ids = torch.cat([answer[:, None], lists.to(table.device).expand(len(rows), -1)], 1)
-            ranked = score_fn.entities(table[flat_row[ids]])
-            scores = score_fn.score_candidates(query, ranked, heads)
-            truth, rivals = scores[:, :1], scores[:, 1:]
-            better[batch] = ((rivals > truth) | truth.isnan()).sum(1).cpu().numpy()
-            equal[batch] = (rivals == truth).sum(1).cpu().numpy()
+            place, is_here = scorer.here(flat_row[ids])
+            scores = score_fn.score_candidates(query, score_fn.entities(table[place]), heads)
+            truth = exchange.sum_ranks(torch.where(is_here, scores, 0.0)[:, :1])
+            rivals, others = scores[:, 1:], is_here[:, 1:]
+            counts = [((rivals > truth) | truth.isnan()) & others, (rivals == truth) & others]
+            found = exchange.sum_ranks(torch.stack([x.sum(1) for x in counts]))
+            better[batch], equal[batch] = found.cpu().numpy()
     return better, equal, np.full(n_triple, n_list + 1)
 
 
@@ -257,7 +264,7 @@ def _rank_batch(
     tiles = scorer.tiles_twice(side, on_device(rows[given]), on_device(relation))
     found = compare_with_answers(
         tiles, on_device(rows[answer]), on_device(query), on_device(rows[filtered]),
-        on_device(asked), on_device(own),
+        on_device(asked), on_device(own), scorer.exchange,
     )  # fmt: skip
     lost = found.answer_score.isnan()
     better = torch.where(lost, on_device(n_candidate) - 1, found.better)
@@ -300,6 +307,7 @@ def compare_with_answers(
     filtered_row: Tensor,
     asked: Optional[Tensor] = None,
     own: Optional[Tensor] = None,
+    exchange: Optional[Exchange] = None,
 ) -> Compared:
     """Count who beats the answers.
 
@@ -311,13 +319,14 @@ def compare_with_answers(
             each pair once.
         asked: (A,), the query of each answer. None: each query has one, in turn.
         own: bool (A,), whether an answer is among those filtered. None: none is.
+        exchange: of the ranks that have the other tiles. None: all are here.
     """
     asked = torch.arange(len(answer_row), device=answer_row.device) if asked is None else asked
     answer_score = _pick_true(tiles, answer_row, asked)
+    if exchange is not None:  # all but one have zero
+        answer_score = exchange.sum_ranks(answer_score)
     better = torch.zeros_like(answer_row, dtype=torch.int64)
-    equal = torch.full_like(better, -1)  # the answer equals itself
-    if own is not None:
-        equal += own
+    equal = torch.zeros_like(better)
     filtered: Optional[Filter] = None
     for first, scores in tiles:
         if filtered is None:
@@ -325,15 +334,20 @@ def compare_with_answers(
         better_here, equal_here = rank_counts(scores, answer_score, asked, filtered, first)
         better += better_here
         equal += equal_here
+    if exchange is not None:
+        better, equal = exchange.sum_ranks(torch.stack([better, equal]))
+    equal -= 1  # the answer equals itself
+    if own is not None:
+        equal += own
     return Compared(better, equal, answer_score)
 
 
 def _pick_true(tiles: Iterable[Tile], answer_row: Tensor, asked: Tensor) -> Tensor:
-    """(A,): the scores of the answers, the very numbers that their tiles hold."""
+    """(A,): the scores of the answers, the very numbers of their tiles; 0 if there is no tile."""
     true_score: Optional[Tensor] = None
     for first, scores in tiles:
         if true_score is None:
-            true_score = scores.new_full((len(answer_row),), math.nan)
+            true_score = scores.new_zeros(len(answer_row))
         column = answer_row - first
         here = (column >= 0) & (column < scores.shape[1])
         found = scores[asked, column.clamp(0, scores.shape[1] - 1)]

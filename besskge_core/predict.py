@@ -24,6 +24,7 @@ from torch import Tensor
 from besskge_core.all_entities import SIDES, AllEntityScorer, evaluating, marked_rows
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError
+from besskge_core.exchange import Exchange
 from besskge_core.known import KnownTriples
 from besskge_core.reading.labelling import triple_keys
 from besskge_core.scoring import BaseScoreFunction
@@ -62,6 +63,8 @@ class Predictor:
         dataset: its graph, which gives labels and marks known answers.
         known: the triples that `filter_known` takes out; by default those of all parts.
         max_scores: scores held at a time; bounds the memory, never changes an answer.
+        exchange: of the ranks that have the rows, all of which ask the same and get the same
+            answers; None: all are here.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Predictor:
         dataset: KGDataset,
         known: Optional[KnownTriples] = None,
         max_scores: int = 2**25,
+        exchange: Optional[Exchange] = None,
     ) -> None:
         sizes = score_fn.sharding.n_entity, score_fn.n_relation_type
         if sizes != (dataset.n_entity, dataset.n_relation_type):
@@ -84,7 +88,7 @@ class Predictor:
         self.relation_vocabulary = Vocabulary(
             "relation", dataset.n_relation_type, dataset.relation_dict
         )
-        self._scorer = AllEntityScorer(score_fn, max_scores)
+        self._scorer = AllEntityScorer(score_fn, max_scores, exchange)
         self._known = known
 
     # -- by label ----------------------------------------------------------------------------------
@@ -237,12 +241,12 @@ class Predictor:
                 here = (row >= tile.start) & (row < tile.stop)
                 scores[query[here], row[here] - first] = -math.inf
             best.add(scores, entity_of_row[tile], k)
-        return best.result()
+        return best.of_ranks(self._scorer.exchange, k).result()
 
     def _best_relations(self, head: int, tail: int, k: int, filter_known: bool) -> TopK:
         table, flat_row = self.score_fn.entity_embedding, self.score_fn.sharding.flat_row
         every = np.arange(self.dataset.n_relation_type)
-        rows = table.flatten(end_dim=1)[flat_row[[head, tail]]]
+        rows = self._scorer.rows(torch.from_numpy(flat_row[[head, tail]]).to(table.device))
         h, t = (x.expand(len(every), -1) for x in self.score_fn.entities(rows))
         relation = torch.from_numpy(every).to(table.device)
         scores = without_nan(self.score_fn.score_triple(h, relation, t))

@@ -14,7 +14,9 @@ from typing import NamedTuple, Tuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from besskge_core.exchange import Exchange
 
 
 class TopK(NamedTuple):
@@ -40,11 +42,23 @@ class BestSoFar:
         """Scores (Q, T) of candidates whose IDs (T,) rise."""
         score, column = _first_k(scores, k)
         score = torch.cat([self.score, score.to(self.score.dtype)], dim=1)
-        all_ids = torch.cat([self.id, ids.long()[column]], dim=1)
-        by_id = all_ids.sort(dim=1)[1]
-        score, all_ids = score.gather(1, by_id), all_ids.gather(1, by_id)
+        self._keep(score, torch.cat([self.id, ids.long()[column]], dim=1), k)
+
+    def of_ranks(self, exchange: Exchange, k: int) -> BestSoFar:
+        """The best that all ranks together have met."""
+        if exchange.n_rank > 1:
+            missing = k - self.score.shape[1]
+            score = nn.functional.pad(self.score, (0, missing), value=-math.inf)
+            ids = nn.functional.pad(self.id, (0, missing), value=-1)
+            gathered = [exchange.gather_ranks(x).transpose(0, 1).flatten(1) for x in (score, ids)]
+            self._keep(*gathered, k)
+        return self
+
+    def _keep(self, score: Tensor, ids: Tensor, k: int) -> None:
+        by_id = ids.sort(dim=1)[1]
+        score, ids = score.gather(1, by_id), ids.gather(1, by_id)
         order = score.sort(dim=1, descending=True, stable=True)[1][:, :k]
-        self.score, self.id = score.gather(1, order), all_ids.gather(1, order)
+        self.score, self.id = score.gather(1, order), ids.gather(1, order)
 
     def result(self) -> TopK:
         ids = self.id.masked_fill(self.score == -math.inf, -1)

@@ -20,6 +20,8 @@ from besskge_core.bess import (
 )
 from besskge_core.dataset import KGDataset
 from besskge_core.embedding import Embedding
+from besskge_core.errors import ConfigError
+from besskge_core.evaluation import rank_candidates, rank_triples
 from besskge_core.exchange import DistributedExchange, LocalExchange
 from besskge_core.known import KnownTriples
 from besskge_core.loss import LOSSES, BCEWithLogitsLoss, CrossEntropyLoss, LogSigmoidLoss
@@ -32,6 +34,7 @@ from besskge_core.negative_sampler import (
 )
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.philox import Position
+from besskge_core.predict import Predictor
 from besskge_core.regularizer import REGULARIZERS
 from besskge_core.runtime import LocalRuntime, join, make_runtime
 from besskge_core.sharding import PartitionedTripleSet, Sharding
@@ -255,3 +258,52 @@ def test_ranks_take_the_steps_of_one_process(pools, case, n_rank, n_shard):
     assert all(len(of_rank["table"]) == n_shard // n_rank for of_rank in found)
     for parts, whole in zip(zip(*(x["state"] for x in found)), expected["state"]):
         assert_close(torch.cat(parts), whole)
+
+
+# -- rankings and answers --------------------------------------------------------------------------
+
+
+def ranked(n_shard: int, score: str, mode: str) -> Dict[str, Any]:
+    ranks, graph = join(), small_graph()
+    score_fn = make_score(score, Sharding.create(graph.n_entity, n_shard, 0), 4, dim=4)
+    with torch.no_grad():  # so that many scores are the same
+        score_fn.entity_embedding.round_()
+        if mode == "not a number":
+            score_fn.entity_embedding[0, 0] = torch.nan
+    score_fn.keep_shards(ranks.hosted(n_shard))
+    exchange = None if ranks.n_rank == 1 else DistributedExchange(n_shard)
+    known, test = KnownTriples.of(graph), graph.triples["test"]
+    found = {
+        "filtered": rank_triples(score_fn, test, known, max_scores=200, exchange=exchange),
+        "raw": rank_triples(score_fn, test, exchange=exchange),
+        "given": rank_candidates(
+            score_fn, test, {"tail": np.arange(5, 25)[None], "head": test[:, [2]]}, 300, exchange
+        ),
+    }
+    rankings = {f"{k} {field}": vars(x)[field] for k, x in found.items() for field in vars(x)}
+    predictor = Predictor(score_fn, graph, known, 200, exchange)
+    answers = {
+        f"{k} {filter_known}": predictor.answers(
+            [(3, 1, None), (None, 2, 5), (7, None, 8)], k, filter_known
+        )
+        for k in (1, 4, 50)
+        for filter_known in (False, True)
+    }
+    return dict(rankings=rankings, answers=answers)
+
+
+@pytest.mark.parametrize("n_rank,n_shard", WORLDS[1:])
+@pytest.mark.parametrize("mode", ["plain", "not a number"])
+@pytest.mark.parametrize("score", ["distmult", "transe"])
+def test_ranks_and_answers_are_those_of_one_process(pools, score, mode, n_rank, n_shard):
+    expected = ranked(n_shard, score, mode)
+    for found in pools(n_rank).run(ranked, n_shard, score, mode):
+        np.testing.assert_equal(found["rankings"], expected["rankings"])
+        assert found["answers"] == expected["answers"]
+
+
+def test_rows_that_are_elsewhere_are_missed(pools):
+    score_fn = make_score("distmult", Sharding.create(37, 4, 0), 4)
+    score_fn.keep_shards([1, 2])
+    with pytest.raises(ConfigError, match=r"rows of shards \(1, 2\).*exchange of the ranks"):
+        rank_triples(score_fn, small_graph().triples["test"])

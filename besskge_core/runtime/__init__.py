@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from besskge_core.runtime.base import Planned, Runtime
-from besskge_core.runtime.distributed import DistributedRuntime, Ranks, join, leave, make_runtime
+from besskge_core.runtime.distributed import DistributedRuntime, make_runtime
 from besskge_core.runtime.local import LocalRuntime
+from besskge_core.runtime.ranks import Ranks, join, leave, restarted
 
 __all__ = [
     "DistributedRuntime",
@@ -15,4 +16,5 @@ __all__ = [
     "join",
     "leave",
     "make_runtime",
+    "restarted",
 ]

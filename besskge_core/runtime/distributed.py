@@ -9,90 +9,19 @@ process group of its own while the step before is computed.
 from __future__ import annotations
 
 import copy
-import os
 from datetime import timedelta
-from typing import List, NamedTuple, Optional, Sequence, Union
+from typing import List, Optional, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from besskge_core.batch_sampler import Batch, ShardedBatchSampler
 from besskge_core.embedding import EmbeddingRegularizer, FunctionRegularizer
 from besskge_core.errors import ConfigError
-from besskge_core.exchange import DistributedExchange
 from besskge_core.philox import Position
 from besskge_core.runtime.base import Model, Runtime
 from besskge_core.runtime.local import LocalRuntime
-from besskge_core.runtime.watch import Watch
-
-#: Seconds that a rank waits for another, unless told.
-TIMEOUT = 300.0
-
-
-class Ranks(NamedTuple):
-    """The processes of a run.
-
-    Attributes:
-        rank, n_rank: which this is, of how many.
-        device: where it computes.
-        timeout: seconds that it waits for others.
-        watch: finds out who failed; None in a run of one process.
-    """
-
-    rank: int
-    n_rank: int
-    device: torch.device
-    timeout: float = TIMEOUT
-    watch: Optional[Watch] = None
-
-    def hosted(self, n_shard: int) -> range:
-        """The shards of this rank.
-
-        Raises:
-            ConfigError: they cannot be dealt evenly.
-        """
-        if n_shard % self.n_rank:
-            raise ConfigError(
-                f"{n_shard} shards cannot be dealt evenly to {self.n_rank} ranks; give --n-shard"
-                f" {-(-n_shard // self.n_rank) * self.n_rank}, or another multiple"
-            )
-        n_host = n_shard // self.n_rank
-        return range(self.rank * n_host, (self.rank + 1) * n_host)
-
-
-def launched() -> bool:
-    """Whether torchrun, or another launcher that sets what it sets, started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
-    """Join the other processes, if there are any: over gloo on CPUs, NCCL on GPUs.
-
-    Args:
-        device: "cuda" is the GPU of this process's place on its host.
-        timeout: seconds to wait for another rank until it is taken for lost.
-    """
-    if not launched():
-        return Ranks(0, 1, torch.device(device), timeout)
-    chosen = torch.device(device)
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(chosen)
-    if not dist.is_initialized():
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    rank, n_rank = dist.get_rank(), dist.get_world_size()
-    return Ranks(rank, n_rank, chosen, timeout, Watch(rank, n_rank))
-
-
-def leave(ranks: Ranks) -> None:
-    """End what :func:`join` began."""
-    if ranks.watch is not None:
-        ranks.watch.close()
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-
+from besskge_core.runtime.ranks import Ranks, join
 
 def make_runtime(model: Model, ranks: Ranks, n_worker: int = 1) -> Runtime:
     """The runtime of this process, alone or among others."""
@@ -120,12 +49,11 @@ class DistributedRuntime(Runtime):
         ranks = join() if ranks is None else ranks
         self.ranks, n_shard = ranks, model.score_fn.sharding.n_shard
         model.score_fn.keep_shards(ranks.hosted(n_shard))
-        exchange = self._exchange(n_shard, None)
+        exchange = ranks.exchange(n_shard)
         # More threads would disagree on the order of what they exchange.
         super().__init__(model, exchange, ranks.device, min(n_worker, 1))
-        self._control = self._exchange(n_shard, self._host_group())
         self._planner = copy.copy(self.model)
-        self._planner.exchange = self._exchange(n_shard, self._host_group())
+        self._planner.exchange = ranks.exchange(n_shard, ranks.host_group())
         for module in self.model.modules():
             if isinstance(module, FunctionRegularizer):
                 raise ConfigError(
@@ -143,18 +71,7 @@ class DistributedRuntime(Runtime):
         ]
 
     def any_rank(self, *flags: bool) -> Sequence[bool]:
-        raised = self._control.sum_ranks(torch.tensor(flags, dtype=torch.int32))
-        return (raised > 0).tolist()
-
-    def _exchange(self, n_shard: int, group: Optional[dist.ProcessGroup]) -> DistributedExchange:
-        watch = self.ranks.watch
-        if watch is None:
-            return DistributedExchange(n_shard, group)
-        return DistributedExchange(n_shard, group, watch.guard)
-
-    def _host_group(self) -> dist.ProcessGroup:
-        """A group for tensors of the host, whose collectives may run beside those of others."""
-        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.ranks.timeout))
+        return self.ranks.any(*flags)
 
     def _draw(self, sampler: ShardedBatchSampler, position: Position, shuffle: bool) -> Batch:
         return sampler.hosted_batch(position, self._planner.exchange, shuffle)

@@ -8,7 +8,8 @@
         replicated.safetensors      relations and whatever else every shard holds
         manifest.json               format, position, state of the run, sha256 of each file
 
-A checkpoint is written beside its place and renamed, so that a directory with its final name is
+Of several ranks each writes the files of its shards, and reads the rows that it will host. A
+checkpoint is written beside its place and renamed, so that a directory with its final name is
 complete. Rows are stored with their entity IDs, so that any number of shards can load them. No
 pickle is read or written.
 """
@@ -28,11 +29,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from besskge_core.embedding import shard_rows
 from besskge_core.errors import CheckpointError
 from besskge_core.optim import RowOptimizer
 from besskge_core.philox import Position
+from besskge_core.runtime import Ranks
 from besskge_core.scoring import BaseScoreFunction
+from besskge_core.sharding import Sharding
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -57,67 +59,98 @@ def save_checkpoint(
     score_fn: BaseScoreFunction,
     optimizer: Optional[torch.optim.Optimizer] = None,
     state: Optional[State] = None,
+    ranks: Optional[Ranks] = None,
 ) -> None:
     """Write a checkpoint; one that is there already is kept, for it holds the same.
+
+    Each rank writes the files of its own shards, and the first one the rest; all see the folder.
 
     Args:
         path: directory to make.
         score_fn: its tables and modules.
         optimizer: its state, if the run is to go on.
-        state: anything JSON can hold.
+        state: anything JSON can hold; that of the first rank counts.
+        ranks: who has the shards; None: all of them are here.
 
     Raises:
         OSError: no space, no permission; nothing is left behind.
+        WorkerLostError: so it was on another rank.
     """
-    if path.exists():
-        return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        _write(beside, score_fn, optimizer, state or {})
+    ranks = Ranks() if ranks is None else ranks
+    beside = path.with_name(f".{path.name}.partial")
+
+    def begin() -> bool:
+        if path.exists():
+            return False
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        return True
+
+    def finish(digests: Mapping[str, str]) -> None:
+        _write_manifest(beside, score_fn, optimizer, state or {}, digests)
         os.rename(beside, path)
         _sync(path.parent)
+
+    if not ranks.first(begin):
+        return
+    try:
+        parts = ranks.each(lambda: _write(beside, score_fn, optimizer, ranks.rank == 0))
+        digests = {name: digest for part in parts for name, digest in part.items()}
+        ranks.first(lambda: finish(digests))
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        if ranks.rank == 0:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _write(
     folder: Path,
     score_fn: BaseScoreFunction,
     optimizer: Optional[torch.optim.Optimizer],
-    state: State,
-) -> None:
+    is_first: bool,
+) -> Dict[str, str]:
+    """Write the files of the hosted shards, and what all ranks have if this is the first one."""
     tensors = {name: x.detach() for name, x in score_fn.state_dict().items()}
-    steps: Dict[str, float] = {}
     for name, kind, value in _optimizer_state(score_fn, optimizer):
         if isinstance(value, Tensor) and value.dim():
             tensors[f"{STATE}/{name}/{kind}"] = value
-        elif value is not None:  # as torch 2.0 says that there is no momentum
-            number = float(value)
-            steps[f"{name}/{kind}"] = int(number) if number.is_integer() else number
     sharded = _sharded(score_fn, tensors)
-    files: Dict[str, Dict[str, Tensor]] = {
-        # Copies, for a module that two others share has two names, which safetensors refuses.
-        REPLICATED: {name: x.clone() for name, x in tensors.items() if name not in sharded}
-    }
+    files: Dict[str, Dict[str, Tensor]] = {}
+    if is_first:  # copies, for a module that two others share has two names: safetensors refuses it
+        files[REPLICATED] = {name: x.clone() for name, x in tensors.items() if name not in sharded}
     sharding = score_fn.sharding
-    for shard, count in enumerate(sharding.shard_counts.tolist()):
+    for i, shard in enumerate(score_fn.hosted):
+        count = int(sharding.shard_counts[shard])
         entity = torch.from_numpy(sharding.shard_and_idx_to_entity[shard, :count].copy())
-        rows = {name: x[shard, :count] for name, x in sharded.items()}
+        rows = {name: x[i, :count] for name, x in sharded.items()}
         files[f"shard-{shard:05d}.safetensors"] = {"entity_id": entity, **rows}
     digests = {}
     for file_name, content in files.items():
         save_file({k: x.contiguous() for k, x in content.items()}, folder / file_name)
         _sync(folder / file_name)
         digests[file_name] = _sha256(folder / file_name)
+    return digests
+
+
+def _write_manifest(
+    folder: Path,
+    score_fn: BaseScoreFunction,
+    optimizer: Optional[torch.optim.Optimizer],
+    state: State,
+    digests: Mapping[str, str],
+) -> None:
+    steps: Dict[str, float] = {}
+    for name, kind, value in _optimizer_state(score_fn, optimizer):
+        if value is not None and not (isinstance(value, Tensor) and value.dim()):
+            number = float(value)  # None is how torch 2.0 says that there is no momentum
+            steps[f"{name}/{kind}"] = int(number) if number.is_integer() else number
     manifest = {
         "format": FORMAT,
-        "n_entity": sharding.n_entity,
-        "n_shard": sharding.n_shard,
+        "n_entity": score_fn.sharding.n_entity,
+        "n_shard": score_fn.sharding.n_shard,
+        "sharding": _digest_of(score_fn.sharding),
         "optimizer": None if optimizer is None else type(optimizer).__name__,
         "optimizer_steps": steps,
-        "files": digests,
+        "files": dict(sorted(digests.items())),
         "state": state,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -126,38 +159,59 @@ def _write(
 
 
 def load_checkpoint(
-    path: Path, score_fn: BaseScoreFunction, optimizer: Optional[torch.optim.Optimizer] = None
+    path: Path,
+    score_fn: BaseScoreFunction,
+    optimizer: Optional[torch.optim.Optimizer] = None,
+    ranks: Optional[Ranks] = None,
 ) -> State:
-    """Read a checkpoint into a model, whatever its number of shards.
+    """Read a checkpoint into a model, whatever its number of shards, and of those who wrote it.
 
     Args:
         path: the directory.
         score_fn: of the same graph and shape of rows; its tensors are overwritten.
         optimizer: of its parameters; its state is replaced.
+        ranks: who else loads it; each reads the rows of its own shards.
 
     Returns:
         The state it was saved with.
 
     Raises:
         CheckpointError: it is incomplete, damaged, or of another model; the model is untouched.
+        WorkerLostError: so it was on another rank.
     """
-    manifest = read_manifest(path)
-    files = {name: _read(path / name, digest) for name, digest in manifest["files"].items()}
-    tensors = dict(files.pop(REPLICATED))
-    tensors.update(_by_shard(path, score_fn, list(files.values())))
-    stored_state = {k: tensors.pop(k) for k in list(tensors) if k.startswith(f"{STATE}/")}
-    _check_like(path, score_fn, tensors)
+    staged: Dict[str, Tensor] = {}
+    manifest: Dict[str, Any] = {}
+
+    def stage() -> None:
+        manifest.update(read_manifest(path))
+        staged.update(_stage(path, manifest, score_fn, optimizer is not None))
+
+    (Ranks() if ranks is None else ranks).each(stage)
+    stored_state = {k: staged.pop(k) for k in list(staged) if k.startswith(f"{STATE}/")}
     if optimizer is not None:
-        steps = manifest["optimizer_steps"]
-        if not manifest.get("optimizer", stored_state or steps):
-            raise CheckpointError(
-                f"{path}: holds no optimiser state, so training cannot go on from it"
-            )
-        _load_optimizer(score_fn, optimizer, stored_state, steps)
+        _load_optimizer(score_fn, optimizer, stored_state, manifest["optimizer_steps"])
     with torch.no_grad():
         for name, own in score_fn.state_dict(keep_vars=True).items():
-            own.copy_(tensors[name])
+            own.copy_(staged[name])
     return dict(manifest["state"])
+
+
+def _stage(
+    path: Path, manifest: Mapping[str, Any], score_fn: BaseScoreFunction, with_optimizer: bool
+) -> Dict[str, Tensor]:
+    """All tensors of a checkpoint, of the rows those of the hosted shards; checked."""
+    files = manifest["files"]
+    if REPLICATED not in files:
+        raise CheckpointError(f"{path}: the manifest names no {REPLICATED}; it is damaged")
+    tensors = _read(path / REPLICATED, files[REPLICATED])
+    tensors.update(_hosted_rows(path, manifest, score_fn))
+    stored_state = [k for k in tensors if k.startswith(f"{STATE}/")]
+    _check_like(path, score_fn, {k: x for k, x in tensors.items() if k not in stored_state})
+    if with_optimizer and not manifest.get("optimizer", stored_state or manifest["optimizer_steps"]):
+        raise CheckpointError(
+            f"{path}: holds no optimiser state, so training cannot go on from it"
+        )
+    return tensors
 
 
 def prune(paths: Iterable[Path]) -> None:
@@ -186,23 +240,48 @@ def read_manifest(path: Path) -> Dict[str, Any]:
     return manifest
 
 
-def _by_shard(
-    path: Path, score_fn: BaseScoreFunction, shards: List[Dict[str, Tensor]]
+def _hosted_rows(
+    path: Path, manifest: Mapping[str, Any], score_fn: BaseScoreFunction
 ) -> Dict[str, Tensor]:
-    """Rows of all shards, laid out as the model's sharding wants them."""
-    n_entity = score_fn.sharding.n_entity
-    entity = torch.cat([shard.pop("entity_id").long() for shard in shards])
-    if not np.array_equal(np.sort(entity.numpy()), np.arange(n_entity)):
+    """Rows (L, M, ...) of the hosted shards; one file is held at a time."""
+    sharding, hosted = score_fn.sharding, list(score_fn.hosted)
+    digests = {k: x for k, x in manifest["files"].items() if k != REPLICATED}
+    if manifest.get("sharding") == _digest_of(sharding):  # the same rows in the same files
+        own = [f"shard-{shard:05d}.safetensors" for shard in hosted]
+        digests = {k: x for k, x in digests.items() if k in own}
+    place = np.full(sharding.n_shard, -1)
+    place[hosted] = np.arange(len(hosted))
+    shape = (len(hosted), sharding.max_entity_per_shard)
+    n_filled, n_stored, rows = np.zeros(shape, np.int64), 0, {}
+    for name, digest in digests.items():
+        content = _read(path / name, digest)
+        entity = content.pop("entity_id").numpy()
+        n_stored += len(entity)
+        if len(entity) and not 0 <= entity.min() <= entity.max() < sharding.n_entity:
+            break
+        shard = place[sharding.entity_to_shard[entity]]
+        here = np.flatnonzero(shard >= 0)
+        to = shard[here], sharding.entity_to_idx[entity[here]]
+        np.add.at(n_filled, to, 1)
+        into = tuple(torch.from_numpy(x.astype(np.int64)) for x in to)
+        for key, x in content.items():
+            if key not in rows:
+                rows[key] = x.new_zeros((*shape, *x.shape[1:]))
+            rows[key][into] = x[torch.from_numpy(here)]
+    real = np.arange(shape[1]) < sharding.shard_counts[hosted][:, None]
+    if not np.array_equal(n_filled, real):
+        n_entity = manifest.get("n_entity", n_stored)
         raise CheckpointError(
-            f"{path}: holds {len(entity)} entities, the model has {n_entity}:"
-            " it belongs to another graph"
+            f"{path}: holds {n_entity} entities, the model has {sharding.n_entity}: it belongs to"
+            " another graph"
         )
-    rows = {}
-    for name in shards[0]:
-        stored = torch.cat([shard[name] for shard in shards])
-        by_entity = torch.empty_like(stored).index_copy_(0, entity, stored)
-        rows[name] = shard_rows(by_entity, score_fn.sharding)
     return rows
+
+
+def _digest_of(sharding: Sharding) -> str:
+    """Two shardings with the same have the same rows in the same places."""
+    places = np.ascontiguousarray(sharding.shard_and_idx_to_entity.astype("<i4"))
+    return hashlib.sha256(places.tobytes() + str(places.shape).encode()).hexdigest()
 
 
 def _check_like(path: Path, score_fn: BaseScoreFunction, tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,156 @@
+"""The processes of a run: who they are, and how they agree.
+
+torchrun starts one process a rank and tells each its number; without it a run is one process. What a
+rank does alone, such as writing a file, may fail on that rank alone: :meth:`Ranks.first` and
+:meth:`Ranks.each` let all know, so that nobody waits for who has stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Callable, List, Optional, Sequence, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from besskge_core.errors import ConfigError, WorkerLostError
+from besskge_core.exchange import DistributedExchange, Exchange, LocalExchange
+from besskge_core.runtime.watch import Watch
+
+T = TypeVar("T")
+
+#: Seconds that a rank waits for another, unless told.
+TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run; by default, one.
+
+    Attributes:
+        rank, n_rank: which this is, of how many.
+        device: where it computes.
+        timeout: seconds that it waits for others.
+        watch: finds out who failed; None in a run of one process.
+    """
+
+    rank: int = 0
+    n_rank: int = 1
+    device: torch.device = torch.device("cpu")
+    timeout: float = TIMEOUT
+    watch: Optional[Watch] = None
+    _talk: Exchange = field(default_factory=lambda: LocalExchange(1))
+
+    def hosted(self, n_shard: int) -> range:
+        """The shards of this rank.
+
+        Raises:
+            ConfigError: they cannot be dealt evenly.
+        """
+        if n_shard % self.n_rank:
+            raise ConfigError(
+                f"{n_shard} shards cannot be dealt evenly to {self.n_rank} ranks; give n_shard ="
+                f" {-(-n_shard // self.n_rank) * self.n_rank}, or another multiple"
+            )
+        n_host = n_shard // self.n_rank
+        return range(self.rank * n_host, (self.rank + 1) * n_host)
+
+    def exchange(self, n_shard: int, group: Optional[dist.ProcessGroup] = None) -> Exchange:
+        """The collectives of so many shards, over a group of all ranks; by default the first."""
+        if self.watch is None:
+            return LocalExchange(n_shard)
+        return DistributedExchange(n_shard, group, self.watch.guard)
+
+    def host_group(self) -> dist.ProcessGroup:
+        """A new group for tensors of the host, whose collectives may run beside those of others."""
+        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
+
+    # -- agreeing ----------------------------------------------------------------------------------
+
+    def any(self, *flags: bool) -> Sequence[bool]:
+        """Of each flag, whether some rank has raised it; the same on all."""
+        raised = self._talk.sum_ranks(torch.tensor(flags, dtype=torch.int32))
+        return (raised > 0).tolist()
+
+    def gather(self, value: Any) -> List[Any]:
+        """Of every rank something that JSON can hold, in order."""
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = self._talk.gather_ranks(torch.tensor(len(data))).tolist()
+        padded = torch.nn.functional.pad(data, (0, max(sizes) - len(data)))
+        gathered = self._talk.gather_ranks(padded)
+        return [json.loads(bytes(x[:n].tolist())) for x, n in zip(gathered, sizes)]
+
+    def first(self, act: Callable[[], T]) -> T:
+        """What the first rank's `act` gives, on all ranks; JSON must be able to hold it.
+
+        Raises:
+            WorkerLostError: it failed there; on the first rank, the error itself.
+        """
+        result: T = self.each(lambda: act() if self.rank == 0 else None)[0]  # type: ignore[assignment]
+        return result
+
+    def each(self, act: Callable[[], T]) -> List[T]:
+        """What `act` gives on every rank, in order; JSON must be able to hold it.
+
+        Raises:
+            WorkerLostError: it failed on another rank; where it failed, the error itself.
+        """
+        if self.n_rank == 1:
+            return [act()]
+        error: Optional[Exception] = None
+        found: Any = None
+        try:
+            found = act()
+        except Exception as own:
+            error = own
+        told = None if error is None else f"{type(error).__name__}: {error}"
+        answers = self.gather([found, told])
+        if error is not None:
+            raise error
+        failed = [f"rank {i}: {why}" for i, (_, why) in enumerate(answers) if why is not None]
+        if failed:
+            raise WorkerLostError("; ".join(failed))
+        return [value for value, _ in answers]
+
+
+def launched() -> bool:
+    """Whether torchrun, or another launcher that sets what it sets, started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def restarted() -> bool:
+    """Whether torchrun started the ranks again, after one was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
+    """Join the other processes, if there are any: over gloo on CPUs, NCCL on GPUs.
+
+    Args:
+        device: "cuda" is the GPU of this process's place on its host.
+        timeout: seconds to wait for another rank until it is taken for lost.
+    """
+    if not launched():
+        return Ranks(device=torch.device(device), timeout=timeout)
+    chosen, wait = torch.device(device), timedelta(seconds=timeout)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=wait)
+    rank, n_rank = dist.get_rank(), dist.get_world_size()
+    watch = Watch(rank, n_rank)
+    group = dist.new_group(backend="gloo", timeout=wait)
+    return Ranks(
+        rank, n_rank, chosen, timeout, watch, DistributedExchange(n_rank, group, watch.guard)
+    )
+
+
+def leave(ranks: Ranks) -> None:
+    """End what :func:`join` began."""
+    if ranks.watch is not None:
+        ranks.watch.close()
+        dist.destroy_process_group()
