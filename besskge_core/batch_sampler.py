@@ -125,9 +125,7 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         """Steps of an epoch."""
 
     @abc.abstractmethod
-    def sample_triples(
-        self, position: Position, shuffle: bool
-    ) -> Sampled:
+    def sample_triples(self, position: Position, shuffle: bool) -> Sampled:
         """The triples of a step.
 
         Returns:
@@ -152,9 +150,7 @@ class ShardedBatchSampler(Dataset[Batch], abc.ABC):
         """
         return self._assemble(position, *self.sample_triples(position, shuffle))
 
-    def hosted_batch(
-        self, position: Position, exchange: Exchange, shuffle: bool = True
-    ) -> Batch:
+    def hosted_batch(self, position: Position, exchange: Exchange, shuffle: bool = True) -> Batch:
         """The part of :meth:`batch` that belongs to the shards of a worker, on axis 1.
 
         A worker draws the triples of its own buckets, and their negatives, and is told the rows of
@@ -381,9 +377,7 @@ class RigidShardedBatchSampler(ShardedBatchSampler):
     def n_step(self) -> int:
         return int(-(-self.triple_set.triple_counts.max() // self.partition_sample_size))
 
-    def sample_triples(
-        self, position: Position, shuffle: bool
-    ) -> Sampled:
+    def sample_triples(self, position: Position, shuffle: bool) -> Sampled:
         return self._sample(position, shuffle, slice(0, self.n_bucket))
 
     def _hosted_triples(
@@ -458,9 +452,7 @@ class RandomShardedBatchSampler(ShardedBatchSampler):
         per_step = self.partition_sample_size * self.n_bucket
         return int(-(-len(self.triple_set.triples) // per_step))
 
-    def sample_triples(
-        self, position: Position, shuffle: bool
-    ) -> Sampled:
+    def sample_triples(self, position: Position, shuffle: bool) -> Sampled:
         return self._sample(position, slice(0, self.n_bucket))
 
     def _hosted_triples(

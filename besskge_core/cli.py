@@ -45,6 +45,7 @@ from besskge_core.report import (
     metrics_table,
     settings_table,
 )
+from besskge_core.runtime import join, leave, restarted, restarts_allowed
 from besskge_core.training import LoadedRun, TrainingConfig, load_run
 from besskge_core.training import train as train_run
 
@@ -138,18 +139,29 @@ def train(
     """Train a model, keep the weights that validate best, and rank the test triples."""
     if resume and (out is None or overwrite):
         raise ConfigError("--resume needs --out FOLDER, the run to go on with, and no --overwrite")
-    config = _configuration(file, out if resume else None, flags)
-    folder = out or _new_folder(config)
-    if overwrite:
-        _remove_run(folder)
-    console = make_console()
-    console.print(settings_table(config))
+    if out is None and restarts_allowed():
+        raise ConfigError("a run that torchrun may start again needs --out FOLDER, to find itself")
+    again = restarted() and out is not None and (out / "config.toml").is_file()
+    config = _configuration(file, out if resume or again else None, flags)
+    ranks = join(config.run.device, config.run.timeout)
+    console = make_console() if ranks.rank == 0 else Console(quiet=True)
     try:
-        result = train_run(config, folder, resume=resume, console=console)
+        folder = Path(ranks.first(lambda: str(out or _new_folder(config))))
+        if overwrite and not again:
+            ranks.first(lambda: _remove_run(folder))
+        console.print(settings_table(config))
+        result = train_run(config, folder, resume or again, console, ranks)
     except KeyboardInterrupt:
-        click.echo(f"interrupted; go on with: besskge train --out {folder} --resume", err=True)
+        if ranks.rank == 0:
+            click.echo(f"interrupted; go on with: besskge train --out {folder} --resume", err=True)
         sys.exit(INTERRUPTED)
-    console.print(f"stopped: {result.stopped_because}", markup=False)
+    _report(folder, result.stopped_because, console)
+    leave(ranks)
+
+
+def _report(folder: Path, stopped_because: str, console: Console) -> None:
+    """What a run came to."""
+    console.print(f"stopped: {stopped_because}", markup=False)
     for part, by_side in _stored_metrics(folder).items():
         console.print(metrics_table(f"{part}, filtered, realistic ranks", "side", by_side))
     console.print(f"written to {folder}: {', '.join(sorted(os.listdir(folder)))}", markup=False)
@@ -223,11 +235,15 @@ def evaluate(
     run: Path, part: str, mode: str, by_relation: bool, raw: bool, given: bool, form: str
 ) -> None:
     """Rank the triples of a part among all entities, with the best weights of RUN."""
-    loaded = load_run(run)
+    ranks = join()
+    loaded = load_run(run, ranks=ranks)
     if part not in loaded.dataset.triples:
         raise ConfigError(f"no part {part!r}; the data set has {list(loaded.dataset.triples)}")
     triples = loaded.dataset.triples[part]
     ranking = _rank_given(loaded, part) if given else _rank(loaded, triples, raw)
+    leave(ranks)
+    if ranks.rank > 0:
+        return
     if by_relation:
         key, rows = "relation", _relation_rows(ranking, loaded, mode)
     else:
@@ -262,7 +278,11 @@ def _rank(loaded: LoadedRun, triples: Any, raw: bool) -> Ranking:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("ranking", total=2 * len(triples))
         return rank_triples(
-            loaded.score_fn, triples, known, progress=lambda n_query: bar.advance(task, n_query)
+            loaded.score_fn,
+            triples,
+            known,
+            progress=lambda n_query: bar.advance(task, n_query),
+            exchange=loaded.exchange,
         )
 
 
@@ -275,7 +295,9 @@ def _rank_given(loaded: LoadedRun, part: str) -> Ranking:
             f"the data set gives no candidates for {part!r}, as ogbl-biokg and ogbl-wikikg2 do;"
             " leave out --given to rank among all entities"
         )
-    return rank_candidates(loaded.score_fn, dataset.triples[part], candidates)
+    return rank_candidates(
+        loaded.score_fn, dataset.triples[part], candidates, exchange=loaded.exchange
+    )
 
 
 def _relation_rows(ranking: Ranking, loaded: LoadedRun, mode: str) -> Dict[str, Dict[str, float]]:
@@ -319,9 +341,13 @@ def predict(
     asked = [given] if queries is None else _read_queries(queries)
     if any(query.count(None) != 1 for query in asked):
         raise ConfigError("give two of --head, --relation and --tail, the third is predicted")
-    loaded = load_run(run)
-    predictor = Predictor(loaded.score_fn, loaded.dataset, loaded.known)
+    ranks = join()
+    loaded = load_run(run, ranks=ranks)
+    predictor = Predictor(loaded.score_fn, loaded.dataset, loaded.known, exchange=loaded.exchange)
     answers = predictor.answers(asked, k, filter_known)
+    leave(ranks)
+    if ranks.rank > 0:
+        return
     if form == "json":
         echo_json(answer_lists(asked, answers))
     elif form == "tsv":

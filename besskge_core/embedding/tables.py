@@ -149,9 +149,7 @@ def initialize_entity_embedding(
     return nn.Parameter(shard_rows(table, sharding, shards))
 
 
-def _hosted_rows(
-    make: Initializer, size: int, sharding: Sharding, shards: List[int]
-) -> Tensor:
+def _hosted_rows(make: Initializer, size: int, sharding: Sharding, shards: List[int]) -> Tensor:
     """A part of the rows (L, M, size) of some shards, drawn by entity ID."""
     n_entity, whole = sharding.n_entity, len(shards) == sharding.n_shard
     plain = make.func if isinstance(make, functools.partial) else make

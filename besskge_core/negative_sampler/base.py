@@ -110,9 +110,7 @@ class ShardedNegativeSampler(abc.ABC):
         n_micro, n_shard, *rest = shape
         width = n_micro * math.prod(rest)
         padded = -(-width // BLOCK) * BLOCK
-        bits = random_bits(
-            self.seed, Purpose.NEGATIVES, position, n_shard * padded, first * padded
-        )
+        bits = random_bits(self.seed, Purpose.NEGATIVES, position, n_shard * padded, first * padded)
         rows = bits.reshape(n_shard, padded)[:, :width].reshape(n_shard, n_micro, *rest)
         return rows.swapaxes(0, 1)
 
@@ -126,9 +124,7 @@ class ShardedNegativeSampler(abc.ABC):
         """int32 (M, S, ...): what these numbers are below the bound (S,) of each source shard."""
         n_micro, n_shard, *rest = shape
         width = n_micro * math.prod(rest)
-        drawn = random_below(
-            self.seed, Purpose.NEGATIVES, position, bounds, width, np.int32, first
-        )
+        drawn = random_below(self.seed, Purpose.NEGATIVES, position, bounds, width, np.int32, first)
         return drawn.reshape(n_shard, n_micro, *rest).swapaxes(0, 1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from besskge_core.runtime.base import Planned, Runtime
 from besskge_core.runtime.distributed import DistributedRuntime, make_runtime
 from besskge_core.runtime.local import LocalRuntime
-from besskge_core.runtime.ranks import Ranks, join, leave, restarted
+from besskge_core.runtime.ranks import Ranks, join, leave, restarted, restarts_allowed
 
 __all__ = [
     "DistributedRuntime",
@@ -17,4 +17,5 @@ __all__ = [
     "leave",
     "make_runtime",
     "restarted",
+    "restarts_allowed",
 ]

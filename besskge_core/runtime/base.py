@@ -130,12 +130,16 @@ class Runtime:
             return
         ahead: Deque[Future[List[Planned]]] = deque()
         with ThreadPoolExecutor(self.n_worker) as pool:
-            for step in steps:
-                ahead.append(pool.submit(make, step))
-                if len(ahead) > 2 * self.n_worker:
+            try:
+                for step in steps:
+                    ahead.append(pool.submit(make, step))
+                    if len(ahead) > 2 * self.n_worker:
+                        yield ahead.popleft().result()
+                while ahead:
                     yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            finally:  # who leaves early does not wait for what nobody wants
+                for future in ahead:
+                    future.cancel()
 
     # -- what depends on who else takes part -------------------------------------------------------
 

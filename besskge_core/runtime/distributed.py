@@ -23,6 +23,7 @@ from besskge_core.runtime.base import Model, Runtime
 from besskge_core.runtime.local import LocalRuntime
 from besskge_core.runtime.ranks import Ranks, join
 
+
 def make_runtime(model: Model, ranks: Ranks, n_worker: int = 1) -> Runtime:
     """The runtime of this process, alone or among others."""
     if ranks.n_rank == 1:

@@ -126,6 +126,11 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
+def restarts_allowed() -> bool:
+    """Whether torchrun would start the ranks again."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
 def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
     """Join the other processes, if there are any: over gloo on CPUs, NCCL on GPUs.
 

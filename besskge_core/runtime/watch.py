@@ -122,7 +122,9 @@ class Watch:
                 f"rank {_listed(behind)} hangs, {self._begun - least} collectives behind rank"
                 f" {self.rank}{advice} ({what})"
             )
-        return f"a collective failed on rank {self.rank}, no rank is silent or behind{advice} ({what})"
+        return (
+            f"a collective failed on rank {self.rank}, no rank is silent or behind{advice} ({what})"
+        )
 
 
 def _listed(ranks: List[int]) -> str:

@@ -207,10 +207,10 @@ def _stage(
     tensors.update(_hosted_rows(path, manifest, score_fn))
     stored_state = [k for k in tensors if k.startswith(f"{STATE}/")]
     _check_like(path, score_fn, {k: x for k, x in tensors.items() if k not in stored_state})
-    if with_optimizer and not manifest.get("optimizer", stored_state or manifest["optimizer_steps"]):
-        raise CheckpointError(
-            f"{path}: holds no optimiser state, so training cannot go on from it"
-        )
+    if with_optimizer and not manifest.get(
+        "optimizer", stored_state or manifest["optimizer_steps"]
+    ):
+        raise CheckpointError(f"{path}: holds no optimiser state, so training cannot go on from it")
     return tensors
 
 

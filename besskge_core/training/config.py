@@ -156,6 +156,9 @@ class RunConfig:
         choices=("float32", "bfloat16"),
     )  # fmt: skip
     checkpoint_seconds: float = option(60.0, "seconds between checkpoints; 0: after every step")
+    timeout: float = option(
+        300.0, "seconds that a process waits for the others, under torchrun, before it gives up"
+    )
     trackers: str = option("jsonl,csv", "files to log to: jsonl, csv, tensorboard; comma-separated")
 
 
@@ -186,6 +189,8 @@ class TrainingConfig:
         _at_least(0, relation_weight=self.loss.relation_weight)
         _at_least(1, max_scores=self.run.max_scores)
         _at_least(0, seed=self.run.seed, checkpoint_seconds=self.run.checkpoint_seconds)
+        if not self.run.timeout > 0.0:
+            raise ConfigError(f"timeout must be above 0 seconds, got {self.run.timeout}")
         if not 0.0 <= self.optimizer.warmup <= 1.0:
             raise ConfigError(f"warmup is a share of the run, got {self.optimizer.warmup}")
         _at_least(0, replicate_hubs=self.batch.replicate_hubs)

@@ -9,31 +9,25 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
-import signal
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from besskge_core import config as configuration
-from besskge_core.catalogue import load_dataset
 from besskge_core.dataset import KGDataset
-from besskge_core.environment import describe
-from besskge_core.errors import CheckpointError, ConfigError
+from besskge_core.embedding import hosting
+from besskge_core.errors import ConfigError
 from besskge_core.evaluation import Ranking, rank_triples
 from besskge_core.known import KnownTriples
 from besskge_core.philox import Position
-from besskge_core.runtime import LocalRuntime
+from besskge_core.runtime import Ranks, join, leave, make_runtime
 from besskge_core.runtime.memory import keep_freed_memory
-from besskge_core.scoring import BaseScoreFunction
-from besskge_core.training.build import Parts, build, build_score_function
+from besskge_core.training.build import Parts, build
 from besskge_core.training.checkpoint import (
     checkpoint_path,
     find_checkpoints,
@@ -42,8 +36,11 @@ from besskge_core.training.checkpoint import (
     save_checkpoint,
 )
 from besskge_core.training.config import TrainingConfig
+from besskge_core.training.loaded import load_on_all
 from besskge_core.training.progress import Progress
+from besskge_core.training.run_folder import check_folder, write_settings
 from besskge_core.training.schedule import factor
+from besskge_core.training.stopping import stop_signals
 from besskge_core.training.tracker import make_trackers
 
 #: Older checkpoints are removed; one more than the last is kept, should that be damaged.
@@ -63,7 +60,7 @@ class RunState:
         worse: validations since then.
         stopped_because: why the run ended, empty while it has not.
         history: a record for each finished epoch.
-        torch_rng: state of torch's generator, for dropout.
+        torch_rng: state of torch's generator, for dropout, of each rank.
     """
 
     epoch: int = 0
@@ -74,7 +71,7 @@ class RunState:
     worse: int = 0
     stopped_because: str = ""
     history: List[Dict[str, Any]] = field(default_factory=list)
-    torch_rng: str = ""
+    torch_rng: List[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -94,88 +91,78 @@ class TrainingResult:
     folder: Path
 
 
-@dataclass(frozen=True)
-class LoadedRun:
-    """A trained model with its graph.
-
-    Attributes:
-        config: of the run.
-        dataset: the graph.
-        score_fn: with the stored weights.
-        known: triples of all parts, for filtering.
-        description: which weights these are.
-    """
-
-    config: TrainingConfig
-    dataset: KGDataset
-    score_fn: BaseScoreFunction
-    known: KnownTriples
-    description: str
-
-
 def train(
-    config: TrainingConfig, folder: Path, resume: bool = False, console: Optional[Console] = None
+    config: TrainingConfig,
+    folder: Path,
+    resume: bool = False,
+    console: Optional[Console] = None,
+    ranks: Optional[Ranks] = None,
 ) -> TrainingResult:
     """Train a model, keep the weights that validate best, and rank the test triples with them.
+
+    Under torchrun each process has its share of the shards, and all see the folder; the result is
+    that of one process.
 
     Args:
         config: of the run.
         folder: of the run; must be new or empty, unless it is resumed.
         resume: go on from the last checkpoint; the configuration must be the same but for the
-            number of epochs, threads and the like.
+            number of epochs, threads and the like. The number of processes may be another.
         console: where progress is shown; None: nowhere.
+        ranks: the processes of the run; None: joins those that torchrun started.
 
     Raises:
         ConfigError: the folder holds another run, or the configuration cannot work.
         CheckpointError: the checkpoint to resume from is damaged.
         NonFiniteLossError: training diverged; the last checkpoint is intact.
+        WorkerLostError: another process died, hangs or failed; likewise.
         KeyboardInterrupt: interrupted, after a checkpoint was written.
     """
-    _check_folder(folder, config, resume)
+    joined = join(config.run.device, config.run.timeout) if ranks is None else ranks
+    try:
+        result = _train(config, folder, resume, console or Console(quiet=True), joined)
+    except BaseException as error:
+        if joined.watch is not None:  # tell the others, who would wait
+            joined.watch.fail(f"{type(error).__name__}: {error}")
+        raise
+    if ranks is None:
+        leave(joined)
+    return result
+
+
+def _train(
+    config: TrainingConfig, folder: Path, resume: bool, console: Console, ranks: Ranks
+) -> TrainingResult:
+    ranks.first(lambda: check_folder(folder, config, resume))
     keep_freed_memory()
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    dataset = load_dataset(config.data.dataset, **config.data.dataset_options)
-    _write_settings(folder, config)
-    return Trainer(config, dataset, folder, console or Console(quiet=True)).run()
-
-
-def load_run(folder: Path, checkpoint: Optional[str] = None) -> LoadedRun:
-    """Load what :func:`train` left behind.
-
-    Args:
-        folder: of the run.
-        checkpoint: "best" or "last"; by default the best there is.
-
-    Raises:
-        CheckpointError: there is no such checkpoint, or it is damaged.
-    """
-    config = configuration.load(TrainingConfig, folder / "config.toml")
-    if checkpoint not in (None, "best", "last"):
-        raise CheckpointError(f"checkpoint must be 'best' or 'last', got {checkpoint!r}")
-    best, last = find_checkpoints(folder / "best"), find_checkpoints(folder / "checkpoints")
-    kind = checkpoint or ("best" if best else "last")
-    found = best if kind == "best" else last
-    if not found:
-        raise CheckpointError(f"{folder}: no {kind} checkpoint; train first")
-    dataset = load_dataset(config.data.dataset, **config.data.dataset_options)
-    score_fn = build_score_function(config, dataset)
-    load_checkpoint(found[-1], score_fn)
-    description = f"{kind} weights, {found[-1].name}"
-    return LoadedRun(config, dataset, score_fn, KnownTriples.of(dataset), description)
+    dataset = load_on_all(config, ranks)
+    ranks.first(lambda: write_settings(folder, config))
+    return Trainer(config, dataset, folder, console, ranks).run()
 
 
 class Trainer:
     """Drives one run; see :func:`train`."""
 
     def __init__(
-        self, config: TrainingConfig, dataset: KGDataset, folder: Path, console: Console
+        self,
+        config: TrainingConfig,
+        dataset: KGDataset,
+        folder: Path,
+        console: Console,
+        ranks: Optional[Ranks] = None,
     ) -> None:
         self.config, self.dataset, self.folder = config, dataset, folder
-        self.console = console
-        self.parts: Parts = build(config, dataset)
+        self.ranks = Ranks(device=torch.device(config.run.device)) if ranks is None else ranks
+        self.is_first = self.ranks.rank == 0
+        self.console = console if self.is_first else Console(quiet=True)
+        with hosting(self.ranks.hosted(config.batch.n_shard)):
+            self.parts: Parts = build(config, dataset)
+        if not self.is_first:  # other dropout than the first rank
+            torch.manual_seed(config.run.seed + 2**32 * self.ranks.rank)
         self.score_fn = self.parts.model.score_fn
-        self.runtime = LocalRuntime(self.parts.model, config.run.device, config.run.workers)
+        self.runtime = make_runtime(self.parts.model, self.ranks, config.run.workers)
         self.known = KnownTriples.of(dataset)
         self.state = RunState()
         self._saved_at = time.monotonic()
@@ -189,9 +176,10 @@ class Trainer:
             f"{self.dataset}: {triple_set.sharding.n_shard} shards, largest bucket"
             f" {triple_set.imbalance:.2f} x the mean; {self.parts.sampler.n_step} steps an epoch"
         )
-        trackers = make_trackers(self.config.run.trackers, self.folder, self.state.epoch + 1)
+        names = self.config.run.trackers if self.is_first else ""
+        trackers = make_trackers(names, self.folder, self.state.epoch + 1)
         try:
-            with _stop_signals() as stopping, Progress(self.console, self.config.run.epochs) as bar:
+            with stop_signals() as stopping, Progress(self.console, self.config.run.epochs) as bar:
                 while not self._finished():
                     self._train_epoch(bar, stopping)
                     record = self._finish_epoch()
@@ -255,10 +243,9 @@ class Trainer:
             state.best, state.best_epoch, state.worse = value, state.epoch, 0
             best = self.folder / "best"
             path = checkpoint_path(best, Position(state.epoch))
-            save_checkpoint(
-                path, self.score_fn, state={"epoch": state.epoch, "metrics": dict(metrics)}
-            )
-            prune([old for old in find_checkpoints(best) if old != path])
+            kept = {"epoch": state.epoch, "metrics": dict(metrics)}
+            save_checkpoint(path, self.score_fn, state=kept, ranks=self.ranks)
+            self.ranks.first(lambda: prune(old for old in find_checkpoints(best) if old != path))
             return
         state.worse += 1
         if settings.patience and state.worse >= settings.patience:
@@ -281,32 +268,39 @@ class Trainer:
     # -- storing -----------------------------------------------------------------------------------
 
     def _checkpoint_if_due(self, stopping: threading.Event) -> None:
-        if stopping.is_set():
+        # One clock decides for all; a signal may have reached but one of them.
+        elapsed = time.monotonic() - self._saved_at
+        due = self.is_first and elapsed >= self.config.run.checkpoint_seconds
+        stop, due = self.runtime.any_rank(stopping.is_set(), due)
+        if stop or due:
             self._save()
+        if stop:
             raise KeyboardInterrupt("stopped after a checkpoint; resume to go on")
-        if time.monotonic() - self._saved_at >= self.config.run.checkpoint_seconds:
-            self._save()
 
     def _save(self) -> None:
         state = self.state
-        state.torch_rng = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
+        rng = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
+        state.torch_rng = self.ranks.gather(rng)
         folder = self.folder / "checkpoints"
         path = checkpoint_path(folder, Position(state.epoch, state.step))
-        save_checkpoint(path, self.score_fn, self.parts.optimizer, asdict(state))
-        prune(find_checkpoints(folder)[:-KEPT_CHECKPOINTS])
+        save_checkpoint(path, self.score_fn, self.parts.optimizer, asdict(state), self.ranks)
+        self.ranks.first(lambda: prune(find_checkpoints(folder)[:-KEPT_CHECKPOINTS]))
         self._saved_at = time.monotonic()
 
     def _restore(self) -> None:
-        stored = find_checkpoints(self.folder / "checkpoints")
+        folder = self.folder / "checkpoints"
+        stored = self.ranks.first(lambda: [path.name for path in find_checkpoints(folder)])
         if not stored:
             return
-        kept = load_checkpoint(stored[-1], self.score_fn, self.parts.optimizer)
+        last = folder / stored[-1]
+        kept = load_checkpoint(last, self.score_fn, self.parts.optimizer, self.ranks)
         self.state = RunState(**kept)
         if self.state.epoch < self.config.run.epochs:
             self.state.stopped_because = ""  # more epochs may be asked for than before
-        rng = np.frombuffer(base64.b64decode(self.state.torch_rng), dtype=np.uint8)
-        torch.set_rng_state(torch.from_numpy(rng.copy()))
-        self.console.print(f"resumed from {stored[-1].name}")
+        if self.ranks.rank < len(self.state.torch_rng):
+            rng = base64.b64decode(self.state.torch_rng[self.ranks.rank])
+            torch.set_rng_state(torch.from_numpy(np.frombuffer(rng, dtype=np.uint8).copy()))
+        self.console.print(f"resumed from {last.name}")
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -315,12 +309,12 @@ class Trainer:
         triples = self.dataset.triples[part]
         if 0 < at_most < len(triples):
             triples = triples[np.linspace(0, len(triples) - 1, at_most).astype(np.int64)]
-        return rank_triples(self.score_fn, triples, self.known)
+        return rank_triples(self.score_fn, triples, self.known, exchange=self.runtime.exchange)
 
     def _conclude(self) -> TrainingResult:
         best = find_checkpoints(self.folder / "best")
         if best:
-            load_checkpoint(best[-1], self.score_fn)
+            load_checkpoint(best[-1], self.score_fn, ranks=self.ranks)
         parts = [part for part in ("valid", "test") if len(self.dataset.triples.get(part, ()))]
         rankings = {part: self.rank(part) for part in parts}
         report = {
@@ -333,67 +327,7 @@ class Trainer:
                 for part, ranking in rankings.items()
             },
         }
-        (self.folder / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+        if self.is_first:
+            (self.folder / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
         metrics = {part: ranking.metrics() for part, ranking in rankings.items()}
         return TrainingResult(metrics, self.state.history, self.state.stopped_because, self.folder)
-
-
-def _check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
-    """The folder must be empty, or hold the run to resume; what a kill left half-written goes."""
-    if folder.exists() and any(folder.iterdir()) and not resume:
-        raise ConfigError(
-            f"{folder} is not empty; give another folder, or resume the run that is in it"
-        )
-    if resume:
-        before = folder / "config.toml"
-        if not before.is_file():
-            raise ConfigError(f"{folder} holds no run to resume: there is no config.toml")
-        _check_same(configuration.load(TrainingConfig, before), config, folder)
-        for leftover in (*folder.glob("checkpoints/.*"), *folder.glob("best/.*")):
-            shutil.rmtree(leftover)
-
-
-def _write_settings(folder: Path, config: TrainingConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    configuration.dump(config, folder / "config.toml")
-    (folder / "environment.json").write_text(json.dumps(describe(), indent=1) + "\n")
-
-
-def _check_same(before: TrainingConfig, now: TrainingConfig, folder: Path) -> None:
-    """Only what does not touch the numbers may change on resuming; the epochs may, too."""
-    free = {"epochs", "device", "threads", "workers", "checkpoint_seconds", "trackers"}
-    for section in asdict(now):
-        old, new = asdict(before)[section], asdict(now)[section]
-        for name in sorted(set(new) - free):
-            if old[name] != new[name]:
-                raise ConfigError(
-                    f"{folder} was trained with {name}={old[name]!r}, now it is {new[name]!r};"
-                    " resume with the same value, or start a new folder"
-                )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Set an event on the first SIGINT or SIGTERM, so that the step under way can finish."""
-    stopping = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before: Dict[int, Any] = {}
-
-    def on_signal(number: int, frame: Any) -> None:
-        stopping.set()
-        _restore_signals(before)  # the second one ends the process at once
-
-    for number in signals:
-        before[number] = signal.signal(number, on_signal)
-    try:
-        yield stopping
-    finally:
-        _restore_signals(before)
-
-
-def _restore_signals(before: Mapping[int, Callable[..., Any]]) -> None:
-    for number, handler in before.items():
-        signal.signal(number, handler)
