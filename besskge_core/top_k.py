@@ -50,8 +50,8 @@ class BestSoFar:
             missing = k - self.score.shape[1]
             score = nn.functional.pad(self.score, (0, missing), value=-math.inf)
             ids = nn.functional.pad(self.id, (0, missing), value=-1)
-            gathered = [exchange.gather_ranks(x).transpose(0, 1).flatten(1) for x in (score, ids)]
-            self._keep(*gathered, k)
+            score, ids = (exchange.gather_ranks(x).transpose(0, 1).flatten(1) for x in (score, ids))
+            self._keep(score, ids, k)
         return self
 
     def _keep(self, score: Tensor, ids: Tensor, k: int) -> None:

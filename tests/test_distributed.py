@@ -36,7 +36,7 @@ from besskge_core.optim import OPTIMIZERS
 from besskge_core.philox import Position
 from besskge_core.predict import Predictor
 from besskge_core.regularizer import REGULARIZERS
-from besskge_core.runtime import LocalRuntime, join, make_runtime
+from besskge_core.runtime import join, make_runtime
 from besskge_core.sharding import PartitionedTripleSet, Sharding
 
 #: Ranks and shards; the last has more shards than ranks.

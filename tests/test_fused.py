@@ -26,8 +26,7 @@ from besskge_core.negative_sampler import (
 from besskge_core.ops import plan_rows, sparse_rows
 from besskge_core.ops.native import NATIVE
 from besskge_core.optim import OPTIMIZERS
-from besskge_core.runtime import LocalRuntime
-from besskge_core.runtime import Planned
+from besskge_core.runtime import LocalRuntime, Planned
 
 SCORES = [
     ("transe", 1),

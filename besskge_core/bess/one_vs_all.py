@@ -98,7 +98,7 @@ class OneVsAllBessKGE(AllEntitiesBessKGE):
         match_shapes(
             head=(head, "L S P"), relation=(relation, "L S P"), tail=(tail, "L S P"), **optional
         )
-        n_query, n_host = head[0].numel(), len(head)
+        n_query = head[0].numel()
         index = torch.cat([head.flatten(1), tail.flatten(1)], dim=1)
         rows, table = rows_and_table(self.entity_embedding, index)
         head_rows, tail_rows = self._triple_rows(rows, n_query, tail, triple_mask)

@@ -9,7 +9,6 @@ process group of its own while the step before is computed.
 from __future__ import annotations
 
 import copy
-from datetime import timedelta
 from typing import List, Optional, Sequence
 
 import torch

@@ -39,7 +39,7 @@ class Ranks:
 
     rank: int = 0
     n_rank: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     timeout: float = TIMEOUT
     watch: Optional[Watch] = None
     _talk: Exchange = field(default_factory=lambda: LocalExchange(1))

@@ -7,6 +7,7 @@ has begun; and those who see one fail look who is silent, or behind, or has said
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -59,36 +60,34 @@ class Watch:
     def fail(self, reason: str) -> None:
         """Tell the others why this rank ends."""
         self._failure = reason
-        try:
+        # If the store is gone, so is whoever could read.
+        with contextlib.suppress(RuntimeError, ValueError):
             self._write(self._connect(), "failed")
-        except (RuntimeError, ValueError):  # the store is gone, and with it whoever could read
-            pass
 
     def close(self) -> None:
         """No more signs of life."""
         self._ended.set()
         self._thread.join(timeout=2 * INTERVAL)
 
-    def _connect(self) -> dist.TCPStore:
+    def _connect(self) -> Any:
         host, port = self._address
-        return dist.TCPStore(
+        return dist.TCPStore(  # type: ignore[attr-defined]
             host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5)
         )
 
     def _beat(self) -> None:
-        try:
+        # If the store is gone, collectives will fail, too.
+        with contextlib.suppress(RuntimeError, ValueError):
             store = self._connect()
             while not self._ended.is_set():
                 self._write(store, "failed" if self._failure else "runs")
                 self._ended.wait(INTERVAL)
-        except (RuntimeError, ValueError):  # the store is gone; collectives will fail, too
-            pass
 
-    def _write(self, store: dist.TCPStore, state: str) -> None:
+    def _write(self, store: Any, state: str) -> None:
         record = {"begun": self._begun, "at": time.time(), "state": state, "why": self._failure}
         store.set(f"{self._prefix}/{self.rank}", json.dumps(record))
 
-    def _read(self, store: dist.TCPStore) -> List[Optional[Dict[str, Any]]]:
+    def _read(self, store: Any) -> List[Optional[Dict[str, Any]]]:
         keys = [f"{self._prefix}/{rank}" for rank in range(self.n_rank)]
         return [json.loads(store.get(key)) if store.check([key]) else None for key in keys]
 

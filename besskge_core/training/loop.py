@@ -21,8 +21,7 @@ from besskge_core.batch_sampler import ShardedBatchSampler
 from besskge_core.bess import AllEntitiesBessKGE, BessKGE
 from besskge_core.errors import ConfigError, NoTrainingBatchError
 from besskge_core.model import KGEModel
-from besskge_core.runtime import LocalRuntime
-from besskge_core.runtime import Planned
+from besskge_core.runtime import LocalRuntime, Planned
 from besskge_core.runtime.memory import keep_freed_memory
 from besskge_core.training.callbacks import (
     EarlyStopper,
