@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Dict
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import settings
 from loss_support import all_losses, random_labelled, random_scores
 from pairs_support import NATIVE, SETS
 from pairs_support import instruction_set as computing_with
+from ranks import RankPool
 from support import random_triples
 
 from besskge_core.dataset import KGDataset
@@ -78,3 +81,18 @@ def scores(generator):
 @pytest.fixture
 def labelled(generator):
     return random_labelled(generator)
+
+
+@pytest.fixture(scope="session")
+def pools():
+    """Number of ranks -> processes, started when first asked for."""
+    made: Dict[int, RankPool] = {}
+
+    def pool(n_rank: int) -> RankPool:
+        if n_rank not in made:
+            made[n_rank] = RankPool(n_rank)
+        return made[n_rank]
+
+    yield pool
+    for started in made.values():
+        started.close()

@@ -9,6 +9,12 @@ import traceback
 from typing import Any, Callable, List
 
 import torch
+from support import random_triples
+
+from besskge_core.dataset import KGDataset
+
+#: Ranks and shards; the last but one has more shards than ranks.
+WORLDS = [(1, 4), (2, 2), (2, 4), (4, 4)]
 
 
 def free_port() -> int:
@@ -69,3 +75,10 @@ def _serve(pipe: Any, variables: dict) -> None:
             pipe.send((True, fn(*arguments)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
+
+
+def small_graph() -> KGDataset:
+    triples = random_triples(37, 4, 260, seed=0)
+    return KGDataset.from_triples(
+        triples, (200 / 260, 30 / 260, 30 / 260), type_offsets={"a": 0, "b": 12, "c": 30}
+    )

@@ -7,8 +7,8 @@ from typing import Any, Dict, List
 import numpy as np
 import pytest
 import torch
-from ranks import RankPool
-from support import make_score, random_triples
+from ranks import WORLDS, small_graph
+from support import make_score
 from torch.testing import assert_close
 
 from besskge_core.batch_sampler import RandomShardedBatchSampler, RigidShardedBatchSampler
@@ -18,10 +18,8 @@ from besskge_core.bess import (
     OneVsAllBessKGE,
     ScoreMovingBessKGE,
 )
-from besskge_core.dataset import KGDataset
-from besskge_core.embedding import Embedding
-from besskge_core.errors import ConfigError
-from besskge_core.evaluation import rank_candidates, rank_triples
+from besskge_core.embedding import Embedding, hosting
+from besskge_core.errors import ConfigError, WorkerLostError
 from besskge_core.exchange import DistributedExchange, LocalExchange
 from besskge_core.known import KnownTriples
 from besskge_core.loss import LOSSES, BCEWithLogitsLoss, CrossEntropyLoss, LogSigmoidLoss
@@ -34,36 +32,10 @@ from besskge_core.negative_sampler import (
 )
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.philox import Position
-from besskge_core.predict import Predictor
 from besskge_core.regularizer import REGULARIZERS
 from besskge_core.runtime import join, make_runtime
+from besskge_core.scoring import ComplEx
 from besskge_core.sharding import PartitionedTripleSet, Sharding
-
-#: Ranks and shards; the last has more shards than ranks.
-WORLDS = [(1, 4), (2, 2), (2, 4), (4, 4)]
-
-
-@pytest.fixture(scope="module")
-def pools():
-    """Number of ranks -> processes, started when first asked for."""
-    made: Dict[int, RankPool] = {}
-
-    def pool(n_rank: int) -> RankPool:
-        if n_rank not in made:
-            made[n_rank] = RankPool(n_rank)
-        return made[n_rank]
-
-    yield pool
-    for started in made.values():
-        started.close()
-
-
-def small_graph() -> KGDataset:
-    triples = random_triples(37, 4, 260, seed=0)
-    return KGDataset.from_triples(
-        triples, (200 / 260, 30 / 260, 30 / 260), type_offsets={"a": 0, "b": 12, "c": 30}
-    )
-
 
 # -- collectives -----------------------------------------------------------------------------------
 
@@ -260,50 +232,113 @@ def test_ranks_take_the_steps_of_one_process(pools, case, n_rank, n_shard):
         assert_close(torch.cat(parts), whole)
 
 
-# -- rankings and answers --------------------------------------------------------------------------
+# -- what is sent, held and refused ----------------------------------------------------------------
 
 
-def ranked(n_shard: int, score: str, mode: str) -> Dict[str, Any]:
-    ranks, graph = join(), small_graph()
-    score_fn = make_score(score, Sharding.create(graph.n_entity, n_shard, 0), 4, dim=4)
-    with torch.no_grad():  # so that many scores are the same
-        score_fn.entity_embedding.round_()
-        if mode == "not a number":
-            score_fn.entity_embedding[0, 0] = torch.nan
-    score_fn.keep_shards(ranks.hosted(n_shard))
-    exchange = None if ranks.n_rank == 1 else DistributedExchange(n_shard)
-    known, test = KnownTriples.of(graph), graph.triples["test"]
-    found = {
-        "filtered": rank_triples(score_fn, test, known, max_scores=200, exchange=exchange),
-        "raw": rank_triples(score_fn, test, exchange=exchange),
-        "given": rank_candidates(
-            score_fn, test, {"tail": np.arange(5, 25)[None], "head": test[:, [2]]}, 300, exchange
-        ),
-    }
-    rankings = {f"{k} {field}": vars(x)[field] for k, x in found.items() for field in vars(x)}
-    predictor = Predictor(score_fn, graph, known, 200, exchange)
-    answers = {
-        f"{k} {filter_known}": predictor.answers(
-            [(3, 1, None), (None, 2, 5), (7, None, 8)], k, filter_known
-        )
-        for k in (1, 4, 50)
-        for filter_known in (False, True)
-    }
-    return dict(rankings=rankings, answers=answers)
+def sent_in_a_step(n_shard: int, score: str) -> Dict[str, Any]:
+    sampler = sampler_of(n_shard)
+    score_fn = make_score(score, sampler.triple_set.sharding, 4, dim=8, dtype=torch.float32)
+    runtime = make_runtime(
+        EmbeddingMovingBessKGE(sampler.negative_sampler, score_fn, LogSigmoidLoss(1.0, True)),
+        join(),
+    )
+    step = runtime.training_step(OPTIMIZERS["sgd"](list(runtime.model.parameters()), lr=0.1))
+    (batch,) = list(runtime.dataloader(sampler))[:1]
+    before = dict(runtime.exchange.sent)
+    step(batch)
+    columns = batch[0].columns
+    return dict(
+        sent={k: x - before[k] for k, x in runtime.exchange.sent.items()},
+        n_micro=len(batch),
+        n_row=columns["tail"][0].numel() + columns["negative"][0].numel(),  # B + N of a shard
+        width=score_fn.entity_embedding.shape[-1],
+        relation=score_fn.relation_embedding.numel(),
+    )
+
+
+@pytest.mark.parametrize("n_rank", [2, 4])
+@pytest.mark.parametrize("score", ["complex", "transe"])
+def test_a_step_sends_what_the_formula_says(pools, score, n_rank):
+    # 2 (B + N) d s (n - 1) / n bytes of embeddings, there and back, with s = 4; of relations as many
+    # as a ring all-reduce of their gradients and the loss.
+    found = pools(n_rank).run(sent_in_a_step, n_rank, score)
+    assert all(x == found[0] for x in found)
+    (x, n) = (found[0], n_rank)
+    rows = 2 * x["n_row"] * x["width"] * 4 * (n - 1) // n
+    assert x["sent"]["all_to_all"] == x["n_micro"] * rows
+    assert x["sent"]["all_reduce"] == x["n_micro"] * (2 * 4 * (x["relation"] + 1) * (n - 1) // n)
+    assert x["sent"]["all_gather"] == 0
+
+
+def made_where_hosted(n_shard: int) -> torch.Tensor:
+    torch.manual_seed(3)
+    with hosting(join().hosted(n_shard)):
+        score_fn = ComplEx(False, Sharding.create(1001, n_shard, 0), 3, 8)
+    return score_fn.entity_embedding.detach()
 
 
 @pytest.mark.parametrize("n_rank,n_shard", WORLDS[1:])
-@pytest.mark.parametrize("mode", ["plain", "not a number"])
-@pytest.mark.parametrize("score", ["distmult", "transe"])
-def test_ranks_and_answers_are_those_of_one_process(pools, score, mode, n_rank, n_shard):
-    expected = ranked(n_shard, score, mode)
-    for found in pools(n_rank).run(ranked, n_shard, score, mode):
-        np.testing.assert_equal(found["rankings"], expected["rankings"])
-        assert found["answers"] == expected["answers"]
+def test_tables_begin_as_in_one_process(pools, n_rank, n_shard):
+    parts = pools(n_rank).run(made_where_hosted, n_shard)
+    assert torch.equal(torch.cat(parts), made_where_hosted(n_shard))
 
 
-def test_rows_that_are_elsewhere_are_missed(pools):
-    score_fn = make_score("distmult", Sharding.create(37, 4, 0), 4)
-    score_fn.keep_shards([1, 2])
-    with pytest.raises(ConfigError, match=r"rows of shards \(1, 2\).*exchange of the ranks"):
-        rank_triples(score_fn, small_graph().triples["test"])
+def error_of(make: Any) -> str:
+    try:
+        make()
+    except ConfigError as error:
+        return str(error)
+    return "no error"
+
+
+def refused() -> List[str]:
+    sampler = sampler_of(4)
+
+    def runtime(n_shard: int, **options: Any) -> Any:
+        sharding = Sharding.create(37, n_shard, 0)
+        embedding = Embedding(shape=12, sharding=sharding, **options)
+        score_fn = ComplEx(False, sharding, 4, 6, entity_initializer=embedding)
+        return make_runtime(OneVsAllBessKGE(score_fn), join())
+
+    return [
+        error_of(lambda: runtime(3)),
+        error_of(lambda: runtime(4, regularizer=lambda x: x.sum())),
+        error_of(lambda: DistributedExchange(5)),
+        error_of(lambda: sampler.hosted_batch(Position(), DistributedExchange(4)) and None),
+    ]
+
+
+def test_what_ranks_cannot_do_is_said(pools):
+    for found in pools(2).run(refused):
+        assert "3 shards cannot be dealt evenly to 2 ranks; give n_shard = 4" in found[0]
+        assert "write a subclass of EmbeddingRegularizer with its `mean`" in found[1]
+        assert "5 shards cannot be dealt evenly to 2 ranks; give n_shard = 6" in found[2]
+        assert found[3] == "no error"
+
+
+def agreed(failing: int) -> Dict[str, Any]:
+    ranks = join()
+
+    def act() -> int:
+        if ranks.rank == failing:
+            raise OSError("no space")
+        return ranks.rank
+
+    found: Dict[str, Any] = {"flags": list(ranks.any(ranks.rank == 1, False))}
+    for name in ("each", "first"):
+        try:
+            found[name] = getattr(ranks, name)(act)
+        except (OSError, WorkerLostError) as error:
+            found[name] = f"{type(error).__name__}: {error}"
+    return {**found, "gathered": ranks.gather({"rank": ranks.rank, "text": "ä" * ranks.rank})}
+
+
+def test_ranks_agree_on_what_one_of_them_met(pools):
+    found = pools(2).run(agreed, 1)
+    assert found[0]["each"] == "WorkerLostError: rank 1: OSError: no space"
+    assert found[1]["each"] == "OSError: no space" and found[1]["first"] == 0
+    assert all(x["flags"] == [True, False] for x in found)
+    assert found[0]["gathered"] == [{"rank": 0, "text": ""}, {"rank": 1, "text": "ä"}]
+    found = pools(2).run(agreed, 0)
+    assert found[0]["first"] == "OSError: no space"
+    assert found[1]["first"] == "WorkerLostError: rank 0: OSError: no space"
