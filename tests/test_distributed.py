@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Dict, List
 
 import numpy as np
@@ -342,3 +343,22 @@ def test_ranks_agree_on_what_one_of_them_met(pools):
     found = pools(2).run(agreed, 0)
     assert found[0]["first"] == "OSError: no space"
     assert found[1]["first"] == "WorkerLostError: rank 0: OSError: no space"
+
+
+def left_early(n_shard: int) -> float:
+    """Leave a loader after a batch, while others are made."""
+    sampler = sampler_of(n_shard)
+    score_fn = make_score("complex", sampler.triple_set.sharding, 4)
+    model = EmbeddingMovingBessKGE(sampler.negative_sampler, score_fn, LogSigmoidLoss(1.0, True))
+    runtime, ranks = make_runtime(model, join()), join()
+    step = runtime.training_step(OPTIMIZERS["sgd"](list(model.parameters()), lr=0.1))
+    for _ in range(3):
+        for batch in runtime.dataloader(sampler):
+            if ranks.rank == 1:
+                time.sleep(0.05)  # the other has made more of its batches by now
+            break
+    return float(step(batch)["loss"].mean())
+
+
+def test_a_loader_may_be_left_early(pools):
+    assert len(set(pools(2).run(left_early, 2))) == 1

@@ -137,8 +137,10 @@ class Runtime:
                         yield ahead.popleft().result()
                 while ahead:
                     yield ahead.popleft().result()
-            finally:  # who leaves early does not wait for what nobody wants
-                for future in ahead:
+            finally:
+                # Who leaves early does not wait for what nobody wants; but of several ranks all make
+                # the batches that were asked for, since they exchange parts of them.
+                for future in ahead if self.exchange.n_rank == 1 else ():
                     future.cancel()
 
     # -- what depends on who else takes part -------------------------------------------------------
