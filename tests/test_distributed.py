@@ -77,6 +77,26 @@ def test_collectives_are_those_of_one_process(pools, n_rank, n_shard):
         assert_close(torch.cat([of_rank[name] for of_rank in found]), x, msg=name)
 
 
+def compiled() -> bool:
+    join()
+    exchange = DistributedExchange(2)
+
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        received = exchange.all_to_all(x * 2).sin()
+        return (received + exchange.all_gather(x.sum(1))).sum() + exchange.all_reduce(x).cos().sum()
+
+    x = torch.arange(6.0).view(1, 2, 3).requires_grad_()
+    found = [
+        torch.autograd.grad(f(x), x)[0] for f in (twice, torch.compile(twice, backend="eager"))
+    ]
+    return torch.allclose(*found)
+
+
+@pytest.mark.skipif(torch.__version__.startswith("2.0"), reason="torch 2.0 does not trace them")
+def test_collectives_may_stand_in_compiled_code(pools):
+    assert pools(2).run(compiled) == [True, True]
+
+
 # -- batches ---------------------------------------------------------------------------------------
 
 NEGATIVES = {
@@ -353,10 +373,9 @@ def left_early(n_shard: int) -> float:
     runtime, ranks = make_runtime(model, join()), join()
     step = runtime.training_step(OPTIMIZERS["sgd"](list(model.parameters()), lr=0.1))
     for _ in range(3):
-        for batch in runtime.dataloader(sampler):
-            if ranks.rank == 1:
-                time.sleep(0.05)  # the other has made more of its batches by now
-            break
+        batch = next(runtime.dataloader(sampler))
+        if ranks.rank == 1:
+            time.sleep(0.05)  # the other has made more of its batches by now
     return float(step(batch)["loss"].mean())
 
 
