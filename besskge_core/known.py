@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from besskge_core.dataset import KGDataset
 
+#: Triples looked at together.
+PIECE = 2**20
+
 
 class KnownTriples:
     """Answers that are known to be true.
@@ -35,6 +38,32 @@ class KnownTriples:
     def of(cls, dataset: KGDataset) -> KnownTriples:
         """The triples of all parts of a data set."""
         return cls(dataset.triples.values(), dataset.n_entity, dataset.n_relation_type)
+
+    @classmethod
+    def answering(cls, dataset: KGDataset, asked: Iterable[NDArray[np.integer]]) -> KnownTriples:
+        """Of all triples of a data set, those that answer queries of some triples.
+
+        That is all that filtering the ranking of these triples needs. The others are looked at a
+        piece at a time, so that they may lie in files mapped into memory.
+
+        Args:
+            dataset: the graph.
+            asked: arrays (n, 3) of the triples that are ranked, on both sides.
+        """
+
+        def queries(rows: NDArray[np.integer]) -> Tuple[NDArray[np.int64], NDArray[np.int64]]:
+            """Keys of (h, r) and of (r, t)."""
+            head, relation, tail = np.asarray(rows, np.int64).T
+            return relation * dataset.n_entity + head, relation * dataset.n_entity + tail
+
+        wanted = [np.unique(np.concatenate(side)) for side in zip(*map(queries, asked))]
+        kept = [np.empty((0, 3), np.int32)]
+        for part in dataset.triples.values():
+            for first in range(0, len(part), PIECE):
+                rows = np.asarray(part[first : first + PIECE])
+                answers = [np.isin(keys, side) for keys, side in zip(queries(rows), wanted)]
+                kept.append(rows[np.logical_or.reduce(answers)] if answers else rows[:0])
+        return cls(kept, dataset.n_entity, dataset.n_relation_type)
 
     def tails(
         self, head: NDArray[np.integer], relation: NDArray[np.integer]

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from besskge_core import known as known_module
 from besskge_core.known import KnownTriples
 
 TRIPLES = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2), st.integers(0, 6)), max_size=40)
@@ -55,3 +56,21 @@ def test_no_queries_have_no_answers(graph):
     none = np.empty(0, dtype=np.int64)
     query, entity = KnownTriples.of(graph).heads(none, none)
     assert len(query) == len(entity) == 0
+
+
+@pytest.mark.parametrize("piece", [1, 7, 10**6])
+def test_what_answers_some_triples_is_enough_to_filter_their_ranking(graph, monkeypatch, piece):
+    monkeypatch.setattr(known_module, "PIECE", piece)
+    asked = graph.triples["test"][:9]
+    every, enough = KnownTriples.of(graph), KnownTriples.answering(graph, [asked[:4], asked[4:]])
+    head, relation, tail = asked.T
+    for side, entity in (("tail", head), ("head", tail)):
+        for a, b in zip(
+            every.answers(side, entity, relation), enough.answers(side, entity, relation)
+        ):
+            assert np.array_equal(a, b)
+    assert len(enough._tails[0]) < len(every._tails[0])  # but not all is kept
+
+
+def test_nothing_asked_is_nothing_known(graph):
+    assert len(KnownTriples.answering(graph, [])._tails[0]) == 0

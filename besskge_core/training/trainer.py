@@ -45,6 +45,8 @@ from besskge_core.training.tracker import make_trackers
 
 #: Older checkpoints are removed; one more than the last is kept, should that be damaged.
 KEPT_CHECKPOINTS = 2
+#: Parts whose triples are ranked.
+RANKED = ("valid", "test")
 #: Metrics of which less is better.
 LOWER_IS_BETTER = ("mean_rank",)
 
@@ -163,7 +165,8 @@ class Trainer:
             torch.manual_seed(config.run.seed + 2**32 * self.ranks.rank)
         self.score_fn = self.parts.model.score_fn
         self.runtime = make_runtime(self.parts.model, self.ranks, config.run.workers)
-        self.known = KnownTriples.of(dataset)
+        ranked = [dataset.triples[part] for part in RANKED if part in dataset.triples]
+        self.known = KnownTriples.answering(dataset, ranked)
         self.state = RunState()
         self._saved_at = time.monotonic()
         self._seconds = 0.0
@@ -315,7 +318,7 @@ class Trainer:
         best = find_checkpoints(self.folder / "best")
         if best:
             load_checkpoint(best[-1], self.score_fn, ranks=self.ranks)
-        parts = [part for part in ("valid", "test") if len(self.dataset.triples.get(part, ()))]
+        parts = [part for part in RANKED if len(self.dataset.triples.get(part, ()))]
         rankings = {part: self.rank(part) for part in parts}
         report = {
             "stopped_because": self.state.stopped_because,
