@@ -4,7 +4,7 @@
 
 Contenders take turns, each in a process and an environment of its own; medians of the rounds and
 their ratios are reported. Absolute times belong to the machine: quote the ratios. Results go to
-`benchmarks/results/bench.json`, `bench.md`, and charts beside them.
+`benchmarks/results/NAME.json`, `NAME.md`, and charts beside them; the name is `bench` unless given.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def main() -> None:
     for name in options.sections:
         lines += run_section(name, options, peers, out, report["sections"], between)
         between()
-        (out / "bench.json").write_text(json.dumps(report, indent=1) + "\n")
-        (out / "bench.md").write_text("\n".join([*heading(report), *lines]))
-    print((out / "bench.md").read_text())
+        (out / f"{options.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+        (out / f"{options.name}.md").write_text("\n".join([*heading(report), *lines]))
+    print((out / f"{options.name}.md").read_text())
 
 
 def parse_options() -> argparse.Namespace:
@@ -64,6 +64,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=600.0, help="seconds of each training")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", default=str(RESULTS), help="folder of the results")
+    parser.add_argument(
+        "--name", default="bench", help="of the result, so that a run of some sections has its own"
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes, one round: a trial")
     parser.add_argument(
         "--peers", type=Path, default=os.environ.get("BESSKGE_PEERS"),
