@@ -8,12 +8,15 @@ import io
 import json
 import re
 import time
+from unittest import mock
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from besskge_core.batch_sampler import RandomShardedBatchSampler, RigidShardedBatchSampler
+from besskge_core.bess import fused
+from besskge_core.bess.layout import MicroBatch
 from besskge_core.catalogue import load_dataset
 from besskge_core.cli import cli
 from besskge_core.config import replace_flags
@@ -173,6 +176,34 @@ def test_a_step_is_as_large_as_samplers_make_it(family, case, sampler):
         assert work.n_negative_row == batch["negative"][0].numel()
         parts.model.return_scores = True
         assert work.n_candidate == parts.model(**batch)["negative_score"].shape[1]
+
+
+ONE_OPERATION = {
+    "usual": dict(),
+    "margin": dict(loss="marginranking", loss_options={"activation_function": "relu"}),
+    "embedding": dict(scheme="embedding", score_function="transe"),
+    "N3": dict(regularization=0.1),
+    "both sides": dict(corruption="ht"),
+    "Bernoulli": dict(corruption="either"),
+    "filtered": dict(filter_negatives=True),
+    "augmented": dict(scheme="embedding", augment_negative=True),
+    "hubs": dict(replicate_hubs=4),
+    "broadcast": dict(score_function="hake"),
+    "no rule": dict(loss="focal"),
+}
+
+
+@pytest.mark.parametrize("case", ONE_OPERATION)
+def test_a_step_is_one_operation_where_the_module_makes_it_one(family, case):
+    config = config_of(n_shard=2, dim=8, batch_size=64, n_negative=64, **ONE_OPERATION[case])
+    parts = build(config, family)
+    batch = {k: torch.as_tensor(x[0]) for k, x in parts.sampler[0].items()}
+    found = {k: x for k, x in batch.items() if k in MicroBatch._fields}
+    with mock.patch.object(fused, "serves", return_value=True):  # with a build or without
+        how = fused.fused(parts.model, MicroBatch(**found))
+    sizes = (family.n_entity, family.n_relation_type, len(family.triples["train"]))
+    assert workload(config, *sizes, 1).is_fused is (how is not None)
+    assert not workload(config, *sizes, 2).is_fused
 
 
 @pytest.mark.parametrize("name", sorted(SCORE_FUNCTIONS))

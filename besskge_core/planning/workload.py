@@ -15,11 +15,12 @@ import torch
 
 from besskge_core.bess.tiled import TileShape
 from besskge_core.errors import ConfigError
+from besskge_core.loss.rules import rule_of
 from besskge_core.ops.rules import PER_ROW, STATES
 from besskge_core.planning.traffic import Traffic, all_reduce_bytes, traffic
 from besskge_core.scoring.native_form import native_form
 from besskge_core.sharding import Sharding
-from besskge_core.training.build import make_score_function, negatives_per_pair
+from besskge_core.training.build import build_loss, make_score_function, negatives_per_pair
 from besskge_core.training.config import TrainingConfig
 
 #: Bytes of a number of the tables.
@@ -230,7 +231,10 @@ def workload(
         or config.loss.regularization > 0.0
         or config.loss.relation_weight > 0.0,
         per_triple=not shared,
-        is_fused=n_worker == 1 and model.is_native and _may_be_fused(config),
+        is_fused=n_worker == 1
+        and model.is_native
+        and _may_be_fused(config)
+        and rule_of(build_loss(config, max(n_entity, 2), n_positive), 1) is not None,
         state=state_of(config.optimizer.optimizer),
         itemsize=ITEMSIZES[table_dtype],
         half_scores=config.run.score_dtype != "float32" or table_dtype != "float32",
