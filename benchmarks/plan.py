@@ -89,16 +89,14 @@ def main() -> None:
 
 def calibrate(threads: int, quick: bool = False) -> Hardware:
     """Figures of this machine; those of links stay as they are."""
-    empty = Case("empty", 1000, dict(batch_size=16, n_negative=16, dim=8))
-    four = dict(n_shard=4, corruption="ht", batch_size=32)
-    overhead = 1e6 * measure(empty, quick)
-    of_shards = 1e6 * measure(empty._replace(flags={**empty.flags, **four}), quick)
-    one = Case("", 1000, {**empty.flags, **four, "n_shard": 1})
-    shards = max(of_shards - 1e6 * measure(one, quick), 0.0) / 3
+    empty = dict(batch_size=32, n_negative=16, dim=8)
+    overhead = 1e6 * measure(Case("", 1000, empty), quick)
+    sides = dict(**empty, corruption="ht")
+    one, four = (1e6 * measure(Case("", 1000, {**sides, "n_shard": n}), quick) for n in (1, 4))
     peaks = [roof.gemm_rate(torch.float32, quick), roof.onednn_rate(quick) or 0.0]
     l1_peak = roof.l1_rate(threads, quick)
     half = roof.gemm_rate(torch.bfloat16, quick)
-    dot, l1 = (operation_rate(x) for x in ("dot", "l1"))
+    (dot, pair_ns), (l1, _) = (operation_rate(x) for x in ("dot", "l1"))
     figures = dict(
         name="cpu", source="measured by benchmarks/plan.py; network assumed",
         memory_gb=available_memory(torch.device("cpu")) / 1e9,
@@ -108,7 +106,8 @@ def calibrate(threads: int, quick: bool = False) -> Hardware:
         dot_peak_tflops=max(peaks) / 1e3, dot_tflops=dot / 1e12,
         half_peak_tflops=half / 1e3, half_tflops=half / 1e3 * dot / (1e9 * max(peaks)),
         l1_peak_tflops=0.008 * (l1_peak or l1 / 8e9), l1_tflops=l1 / 1e12,
-        overhead_us=overhead, shard_overhead_us=shards,
+        list_tflops=list_rate() / 1e12,
+        pair_ns=pair_ns, overhead_us=overhead, call_overhead_us=(four - one) / 6,
         sample_ns=sample_ns(quick) / threads,
     )  # fmt: skip
     return find_hardware("cpu", None, {k: _rounded(x) for k, x in figures.items()})
@@ -118,20 +117,50 @@ def _rounded(figure: Any) -> Any:
     return float(f"{figure:.3g}") if isinstance(figure, float) else figure
 
 
-def operation_rate(comparison: str) -> float:
-    """Operations a second of the loss of shared negatives with its gradients."""
-    n_positive, n_candidate, width = 1024, 1024, 256
-    table = torch.randn(1, 8192, width, requires_grad=True)
+def operation_rate(comparison: str) -> Tuple[float, float]:
+    """Of shared negatives: operations a second, and nanoseconds a score whatever the width."""
+    n_positive = n_candidate = 1024
+    narrow, wide = 64, 512
+    times = [loss_seconds(comparison, n_positive, n_candidate, d, False) for d in (narrow, wide)]
+    of_number = (times[1] - times[0]) / (wide - narrow)
+    n_pair = n_positive * n_candidate
+    pair_ns = 1e9 * max(times[0] - narrow * of_number, 0.0) / n_pair
+    return OPERATIONS[comparison] * n_pair / of_number, pair_ns
+
+
+def list_rate() -> float:
+    """Operations a second where each positive has candidates of its own."""
+    seconds = loss_seconds("dot", 1024, 128, 128, True)
+    return OPERATIONS["dot"] * 1024 * 128 * 128 / seconds
+
+
+def loss_seconds(
+    comparison: str, n_positive: int, n_candidate: int, width: int, per_triple: bool
+) -> float:
+    """Of a loss with its gradients, with a table of a few thousand rows."""
+    table = torch.randn(1, 4096, width, requires_grad=True)
     relation = torch.randn(10, width)
-    index = torch.randint(8192, (1, 2 * n_positive + n_candidate))
+    n_list = n_positive if per_triple else 1
+    index = torch.randint(4096, (1, 2 * n_positive + n_list * n_candidate))
     ids = torch.randint(10, (1, n_positive))
     move = "scaling" if comparison == "dot" else "translation"
-    pairing = Pairing(n_candidate, False, False, move, comparison)
+    pairing = Pairing(n_candidate, per_triple, False, move, comparison)
+    found = plan_rows(index[0], 4096) if per_triple else None
     rule = LossRule("pointwise", margin=1.0)
-    seconds = roof.best_seconds(
-        lambda: sampled_loss(table, index, relation, ids, pairing, rule), repeats=15
+    return usual_seconds(
+        lambda: sampled_loss(table, index, relation, ids, pairing, rule, None, found)
     )
-    return OPERATIONS[comparison] * n_positive * n_candidate * width / seconds
+
+
+def usual_seconds(run: Callable[[], object], repeats: int = 15) -> float:
+    """The median of some calls, as steps are measured; the roof takes the fastest."""
+    run()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
 
 
 def row_rate(n_row: int, n_changed: int) -> float:
@@ -141,8 +170,8 @@ def row_rate(n_row: int, n_changed: int) -> float:
     rows = torch.randint(n_row, (n_changed,))
     found = plan_rows(rows, n_row)
     grad, rule = torch.randn(n_changed, width), Rule("adagrad", 0.1, eps=1e-10)
-    read = roof.best_seconds(lambda: gather(table[None], rows[None]))
-    change = roof.best_seconds(lambda: scatter_update(table, [state], grad, rule, 1, *found))
+    read = usual_seconds(lambda: gather(table[None], rows[None]))
+    change = usual_seconds(lambda: scatter_update(table, [state], grad, rule, 1, *found))
     n_byte = 4 * width * (n_changed + 4 * len(found.unique_rows) + n_changed)
     return n_byte / (read + change) / 1e9
 

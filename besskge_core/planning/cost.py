@@ -2,7 +2,8 @@
 
 Parts follow each other: nothing is overlapped but, on accelerators, the host's drawing of batches.
 
-    compute    8 operations a pair and number for distances, 6 (three products) for dot products
+    compute    8 operations a pair and number for distances, 6 (three products) for dot products;
+               and the loss of each score
     memory     rows where the tables lie, at random places; buffers between operations, streamed
     exchange   bytes sent over links and network, and the latency of each collective
     sampling   the host's drawing and grouping of look-ups
@@ -23,6 +24,13 @@ OPERATIONS = {"dot": 6.0, "l1": 8.0, "l2": 8.0, "modulus": 24.0, "other": 100.0}
 #: Times that scores of 4 bytes are read or written by losses that are no single operation, and by
 #: cross-entropy against all entities.
 SCORE_PASSES, SOFTMAX_PASSES = 16.0, 4.0
+
+#: How many times as long the loss of a score takes in several operations as in one; and, of the
+#: latter, a number of a row that is regularised. Measured on a CPU, where one takes 2 nanoseconds.
+SEVERAL, REGULARIZED = 5.0, 2.0
+
+#: Calls of which a regulariser takes the time, beside that of a shard and side.
+REGULARIZER_CALLS = 1.5
 
 
 class Moved(NamedTuple):
@@ -47,9 +55,27 @@ def operations(work: Workload) -> float:
 
 def rate(work: Workload, hardware: Hardware) -> float:
     """Operations a second; candidates of each positive make no matrix product."""
-    if work.model.comparison != "dot" or work.per_triple:
+    if work.per_triple:
+        return 1e12 * hardware.list_tflops
+    if work.model.comparison != "dot":
         return 1e12 * hardware.l1_tflops
     return 1e12 * (hardware.half_tflops if work.half_scores else hardware.dot_tflops)
+
+
+def compute_seconds(work: Workload, hardware: Hardware) -> float:
+    """Scores, losses and their gradients."""
+    several = not (work.is_fused or work.scheme == "all")
+    scores = work.n_host * work.n_pair * (SEVERAL if several else 1.0)
+    if work.is_regularized:
+        scores += REGULARIZED * 3 * work.n_host * work.n_positive * work.model.entity_width
+    return operations(work) / rate(work, hardware) + 1e-9 * hardware.pair_ns * scores
+
+
+def overhead_seconds(work: Workload, hardware: Hardware) -> float:
+    """Of the step, and of its calls."""
+    n_call = 0.0 if work.is_fused else float(work.n_host * work.n_side)
+    n_call += REGULARIZER_CALLS * work.is_regularized
+    return 1e-6 * (hardware.overhead_us + n_call * hardware.call_overhead_us)
 
 
 def moved(work: Workload, hardware: Hardware) -> Moved:
@@ -98,24 +124,29 @@ def exchange_seconds(work: Workload, hardware: Hardware) -> float:
 
 
 def memory_seconds(work: Workload, hardware: Hardware) -> float:
-    """Rows and buffers, in cache where they fit into it."""
+    """Rows and buffers; as much of them from the cache as fits into it."""
     found = moved(work, hardware)
     needed = memory_needed(work, hardware)
-    cache, fast = 1e9 * hardware.cache_gb, hardware.cache_bandwidth_gb_s
     tables = needed["entity table"] + needed["optimizer state"]
-    rows = fast if tables < cache else hardware.row_bandwidth_gb_s
     step = needed["row gradients"] + needed["activations"]
-    buffers = fast if step < cache else hardware.bandwidth_gb_s
-    return found.rows / (1e9 * rows) + found.buffers / (1e9 * buffers)
+
+    def seconds(n_byte: float, size: float, slow: float) -> float:
+        near = min(1e9 * hardware.cache_gb / max(size, 1.0), 1.0)
+        fast = max(hardware.cache_bandwidth_gb_s, slow)
+        return n_byte / 1e9 * (near / fast + (1.0 - near) / slow)
+
+    return seconds(found.rows, tables, hardware.row_bandwidth_gb_s) + seconds(
+        found.buffers, step, hardware.bandwidth_gb_s
+    )
 
 
 def step_seconds(work: Workload, hardware: Hardware) -> Dict[str, float]:
     """Seconds of the parts of a step; their sum is the step's time."""
     parts = {
-        "compute": operations(work) / rate(work, hardware),
+        "compute": compute_seconds(work, hardware),
         "memory": memory_seconds(work, hardware),
         "exchange": exchange_seconds(work, hardware),
-        "overhead": 1e-6 * (hardware.overhead_us + (work.n_host - 1) * hardware.shard_overhead_us),
+        "overhead": overhead_seconds(work, hardware),
     }
     sampling = 1e-9 * hardware.sample_ns * work.n_host * work.n_lookup
     if not hardware.host_tables:  # made meanwhile by the host, which may be the slower one

@@ -31,7 +31,7 @@ class Hardware:
         dense_updates: gradient and update are of the whole table in each step.
         bandwidth_gb_s: of memory, read and written together.
         row_bandwidth_gb_s: of rows read or changed at random places.
-        cache_gb: what fits into it moves at `cache_bandwidth_gb_s`.
+        cache_gb: that share of what is read or changed moves at `cache_bandwidth_gb_s`.
         cache_bandwidth_gb_s: see there.
         link_gb_s: sent by a worker to those of its host.
         network_gb_s: sent by a worker to other hosts.
@@ -41,8 +41,10 @@ class Hardware:
         half_peak_tflops, half_tflops: the same in 16 bits.
         l1_peak_tflops, l1_tflops: of absolute differences, with 8 operations a pair and number:
             2 forwards, 3 for each of the gradients.
+        list_tflops: attainable where each positive has candidates of its own.
+        pair_ns: of the loss of a score and its gradient, where they are one operation.
         overhead_us: of a step: calls, launches, waiting.
-        shard_overhead_us: more, for each shard that a process hosts beyond the first.
+        call_overhead_us: more, for each hosted shard and side, where they are several operations.
         sample_ns: of the host, to draw and to group a look-up.
         state_gb_s: to memory off the chip, where the optimiser's state may be moved; 0: none.
     """
@@ -64,8 +66,10 @@ class Hardware:
     half_tflops: float
     l1_peak_tflops: float
     l1_tflops: float
+    list_tflops: float
+    pair_ns: float
     overhead_us: float
-    shard_overhead_us: float
+    call_overhead_us: float
     sample_ns: float
     program_gb: float = 0.0
     cache_gb: float = 0.0
@@ -76,7 +80,7 @@ class Hardware:
 
     def __post_init__(self) -> None:
         may_be_zero = {"program_gb", "cache_gb", "cache_bandwidth_gb_s", "state_gb_s",
-                       "latency_us", "peer_latency_us", "overhead_us", "shard_overhead_us",
+                       "latency_us", "peer_latency_us", "overhead_us", "call_overhead_us", "pair_ns",
                        "sample_ns"}  # fmt: skip
         for name, value in dataclasses.asdict(self).items():
             if isinstance(value, (str, bool)):
@@ -112,8 +116,8 @@ def _ipu_pod(n_ipu: int) -> Hardware:
         bandwidth_gb_s=47_500.0, row_bandwidth_gb_s=8_000.0,
         link_gb_s=160.0, network_gb_s=6.25, latency_us=10.0, peer_latency_us=2.0,
         dot_peak_tflops=62.5, dot_tflops=0.8, half_peak_tflops=250.0, half_tflops=1.65,
-        l1_peak_tflops=7.8, l1_tflops=0.54,
-        overhead_us=50.0, shard_overhead_us=0.0, sample_ns=20.0,
+        l1_peak_tflops=7.8, l1_tflops=0.54, list_tflops=0.41,
+        pair_ns=0.0, overhead_us=50.0, call_overhead_us=0.0, sample_ns=20.0,
     )  # fmt: skip
 
 
@@ -128,16 +132,16 @@ HARDWARE: Dict[str, Hardware] = {
             # Sheet: 141 GB, 4.8 TB/s, 989 (bf16) and 67 (float32) TFLOP/s, NVLink 450 GB/s a way.
             # Attainable: memory 0.85 of 139 GiB; copies at 4.3 TB/s and bf16 products at 790
             # TFLOP/s were reported for such a machine; half of that for short ones with a loss;
-            # rows, links, latencies and L1 (132 x 128 lanes x 1.755 GHz x 0.6) are estimates.
-            # Overhead: some fifty launches of a step that is no CUDA graph.
+            # rows, links, latencies and L1 (132 x 128 lanes x 1.755 GHz x 0.6) are estimates; lists
+            # read rows twice. Overhead: some fifty launches of a step that is no CUDA graph.
             source="data sheet; attainable figures are estimates",
             n_worker=1, workers_per_host=8,
             memory_gb=126.9, program_gb=1.0,
             bandwidth_gb_s=4_300.0, row_bandwidth_gb_s=2_800.0,
             link_gb_s=350.0, network_gb_s=40.0, latency_us=25.0, peer_latency_us=1.5,
             dot_peak_tflops=67.0, dot_tflops=45.0, half_peak_tflops=989.0, half_tflops=400.0,
-            l1_peak_tflops=29.6, l1_tflops=17.8,
-            overhead_us=350.0, shard_overhead_us=100.0, sample_ns=3.0,
+            l1_peak_tflops=29.6, l1_tflops=17.8, list_tflops=2.1,
+            pair_ns=0.0, overhead_us=200.0, call_overhead_us=150.0, sample_ns=3.0,
         ),
         Hardware(
             name="a100",
@@ -149,8 +153,8 @@ HARDWARE: Dict[str, Hardware] = {
             bandwidth_gb_s=1_830.0, row_bandwidth_gb_s=1_190.0,
             link_gb_s=235.0, network_gb_s=22.0, latency_us=25.0, peer_latency_us=1.5,
             dot_peak_tflops=19.5, dot_tflops=13.0, half_peak_tflops=312.0, half_tflops=126.0,
-            l1_peak_tflops=9.7, l1_tflops=5.8,
-            overhead_us=350.0, shard_overhead_us=100.0, sample_ns=3.0,
+            l1_peak_tflops=9.7, l1_tflops=5.8, list_tflops=0.9,
+            pair_ns=0.0, overhead_us=200.0, call_overhead_us=150.0, sample_ns=3.0,
         ),
         Hardware(
             name="cpu",
@@ -160,11 +164,11 @@ HARDWARE: Dict[str, Hardware] = {
             source="two cores of an AMD EPYC, measured; network assumed",
             n_worker=1, workers_per_host=1,
             memory_gb=22.0, program_gb=0.4, host_tables=True,
-            bandwidth_gb_s=28.0, row_bandwidth_gb_s=20.0, cache_gb=0.016, cache_bandwidth_gb_s=60.0,
+            bandwidth_gb_s=28.0, row_bandwidth_gb_s=20.0, cache_gb=0.008, cache_bandwidth_gb_s=60.0,
             link_gb_s=1.2, network_gb_s=1.2, latency_us=300.0, peer_latency_us=30.0,
             dot_peak_tflops=0.455, dot_tflops=0.12, half_peak_tflops=0.8, half_tflops=0.35,
-            l1_peak_tflops=0.24, l1_tflops=0.1,
-            overhead_us=600.0, shard_overhead_us=200.0, sample_ns=15.0,
+            l1_peak_tflops=0.24, l1_tflops=0.1, list_tflops=0.04,
+            pair_ns=2.0, overhead_us=600.0, call_overhead_us=500.0, sample_ns=15.0,
         ),
     )
 }  # fmt: skip

@@ -71,12 +71,13 @@ class Workload:
         n_positive: B.
         n_candidate: C.
         n_negative_row: N.
-        n_side: sides that scheme "all" asks for.
+        n_side: sides that are asked for, one after the other.
         tails_return: whether gradients of tails are sent back, for scheme "all".
         per_triple: each positive has its own candidates.
         is_fused: scores, loss and gradients are one operation.
         state: numbers of optimiser state of an entry, and of a row besides.
         itemsize: bytes of a number of the tables.
+        is_regularized: there is a penalty of the rows of positives.
         half_scores: candidates are scored in 16 bits.
         max_scores: held at a time, for scheme "all".
         rigid: each triple once an epoch.
@@ -100,6 +101,7 @@ class Workload:
     is_fused: bool
     state: State
     itemsize: int
+    is_regularized: bool
     half_scores: bool
     max_scores: int
     rigid: bool
@@ -226,7 +228,7 @@ def workload(
         n_positive=n_positive,
         n_candidate=n_candidate + (n_positive if batch.augment_negative else 0),
         n_negative_row=n * n_list * of_pair,
-        n_side=len(batch.corruption) if batch.scheme == "all" else 1,
+        n_side=2 if batch.corruption == "ht" else 1,
         tails_return="h" in batch.corruption
         or config.loss.regularization > 0.0
         or config.loss.relation_weight > 0.0,
@@ -237,6 +239,7 @@ def workload(
         and rule_of(build_loss(config, max(n_entity, 2), n_positive), 1) is not None,
         state=state_of(config.optimizer.optimizer),
         itemsize=ITEMSIZES[table_dtype],
+        is_regularized=config.loss.regularization > 0.0,
         half_scores=config.run.score_dtype != "float32" or table_dtype != "float32",
         max_scores=config.run.max_scores,
         rigid=batch.sampler == "rigid",
