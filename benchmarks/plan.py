@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import roof
+from benchmarks.contenders.common import peak_mb
 from besskge_core import config as configuration
 from besskge_core.dataset import KGDataset
 from besskge_core.environment import describe
@@ -30,6 +33,7 @@ from besskge_core.planning import HARDWARE, Hardware, Plan, find_hardware, plan,
 from besskge_core.planning.command import duration
 from besskge_core.planning.cost import OPERATIONS
 from besskge_core.planning.memory import PUBLISHED_CAPACITIES
+from besskge_core.planning.plan import gigabytes
 from besskge_core.runtime import LocalRuntime
 from besskge_core.runtime.memory import available_memory, keep_freed_memory
 from besskge_core.training.build import build
@@ -79,7 +83,7 @@ def main() -> None:
         noise.append(roof.noise_check())
     measured = [statistics.median(times) for times in zip(*rounds)]
     lines = [*heading(options, noise), *of_steps(cases, predicted, measured),
-             *of_hardware(hardware), *of_capacities(), *of_published()]  # fmt: skip
+             *of_memory(cases, hardware), *of_hardware(hardware), *of_capacities(), *of_published()]  # fmt: skip
     options.out.write_text("\n".join(lines) + "\n")
     print(options.out.read_text())
 
@@ -266,6 +270,20 @@ def measure(case: Case, quick: bool) -> float:
     return statistics.median(times)
 
 
+def measure_peak(case: Case) -> float:
+    """Bytes of a process that makes a few steps, and nothing else."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak, case, torch.get_num_threads()).result()
+
+
+def _peak(case: Case, threads: int) -> float:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    measure(case, quick=True)
+    return 2**20 * peak_mb()
+
+
 def _parts(case: Case) -> Tuple[Any, LocalRuntime, Callable[[Any], Any]]:
     rng = np.random.default_rng(0)
     sizes = case.n_entity, N_RELATION, case.n_entity
@@ -328,6 +346,27 @@ def of_steps(cases: List[Case], predicted: List[Plan], measured: List[float]) ->
         f"| {case.name} | {duration(x.step_seconds)} | {duration(y)} | {ratio:.2f} | {x.bound} |"
         for case, x, y, ratio in zip(cases, predicted, measured, ratios)
     ]
+    return [*lines, ""]
+
+
+def of_memory(cases: List[Case], hardware: Hardware) -> List[str]:
+    lines = [
+        "## Memory",
+        "",
+        "Predicted: all of the process, and without what the program takes. Measured: the peak of a process"
+        " of its own, which also prepares the triples.",
+        "",
+        "| | predicted | without program | measured | ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for case in cases:
+        if case.n_entity >= 100_000:
+            needed = sum(predict(case, hardware).memory.values())
+            peak = measure_peak(case)
+            lines.append(
+                f"| {case.name} | {gigabytes(needed)} | {gigabytes(needed - hardware.program)}"
+                f" | {gigabytes(peak)} | {needed / peak:.2f} |"
+            )
     return [*lines, ""]
 
 

@@ -299,6 +299,13 @@ def test_what_makes_it_fit_fits():
     assert planned(4, graph=graph, optimizer="rowwise_adagrad").fits
 
 
+def test_as_few_workers_as_it_takes_are_proposed():
+    graph = (1_500_000_000, 1000, 10**9)
+    (workers,) = [x for x in planned(2, graph=graph).remedies if "workers:" in x]
+    assert workers.startswith("32 workers: ")
+    assert planned(32, graph=graph).fits and not planned(16, graph=graph).fits
+
+
 def test_an_ipu_may_keep_its_state_off_the_chip_and_refuses_adagrad():
     found = planned(4, "ipu-pod4", optimizer="adam")
     assert any("off the chip" in text for text in found.remedies)
@@ -318,6 +325,25 @@ def test_a_faster_part_makes_only_its_part_faster():
     assert slow.seconds["compute"] == pytest.approx(2 * fast.seconds["compute"])
     rest = [{**x.seconds, "compute": 0.0} for x in (slow, fast)]
     assert rest[0] == rest[1]
+
+
+def test_candidates_of_each_positive_make_no_matrix_product():
+    config = config_of(n_shard=4, shared_negatives=False, n_negative=64, score_dtype="bfloat16")
+    usual = plan(config, *GRAPH, HARDWARE["h200"], 4).seconds["compute"]
+    for figure, same in (("dot_tflops", True), ("half_tflops", True), ("list_tflops", False)):
+        hardware = find_hardware("h200", None, {figure: 1.0})
+        found = plan(config, *GRAPH, hardware, 4).seconds["compute"]
+        assert (found == usual) is same
+
+
+def test_what_fits_into_the_cache_is_faster():
+    figures = {"cache_bandwidth_gb_s": 1e6}
+    seconds = [
+        plan(config_of(n_shard=4), *GRAPH, find_hardware("h200", None, {**figures, "cache_gb": x}))
+        for x in (0.0, 0.5, 100.0)
+    ]
+    times = [x.seconds["memory"] for x in seconds]
+    assert times[0] > times[1] > times[2]
 
 
 def test_the_bound_is_what_is_slowest():
@@ -378,6 +404,12 @@ def test_a_table_says_that_it_predicts_and_what_holds():
         assert word in text
     text = run(*SIZES, "--hardware", "h200", "--workers", 4)
     assert "problem: needs " in text and "would fit with: " in text
+
+
+def test_a_named_benchmark_is_not_loaded():
+    with mock.patch("besskge_core.catalogue.benchmarks.load_dataset", side_effect=AssertionError):
+        found = json.loads(run("--dataset", "FB15k-237", "--format", "json"))
+    assert [found[name] for name in ("n_entity", "n_relation", "n_triple")] == [14541, 237, 272115]
 
 
 def test_comparing_shows_a_row_for_each_hardware():

@@ -219,7 +219,9 @@ def _details(found: Plan) -> Table:
         "operations": f"{found.operations:.3g} a step and worker",
     }
     if found.host_memory:
-        lines["host"] = f"{gigabytes(found.host_memory)} a worker for triples and batches"
+        lines["host"] = (
+            f"{gigabytes(found.host_memory)} a worker for triples, batches and making the tables"
+        )
     for name, text in lines.items():
         table.add_row(Text(name, style="cyan"), Text(text))
     return table

@@ -33,7 +33,8 @@ class Plan:
         n_step: steps of an epoch.
         memory: bytes of a worker by kind; see :func:`memory_needed`.
         memory_of_worker: bytes that it has.
-        host_memory: bytes of triples and batches a worker, where they do not lie with the tables.
+        host_memory: bytes of the host a worker, where triples do not lie with the tables: triples,
+            batches, and the tables while they are made.
         bytes_sent: of a worker in a step, by what is sent; see :class:`Traffic`; "relations":
             what sums dense gradients.
         operations: floating-point operations of a worker in a step.

@@ -15,6 +15,7 @@ import torch
 
 from besskge_core.bess.tiled import TileShape
 from besskge_core.errors import ConfigError
+from besskge_core.loss import LOSSES, CrossEntropyLoss
 from besskge_core.loss.rules import rule_of
 from besskge_core.ops.rules import PER_ROW, STATES
 from besskge_core.planning.traffic import Traffic, all_reduce_bytes, traffic
@@ -77,6 +78,7 @@ class Workload:
         is_fused: scores, loss and gradients are one operation.
         state: numbers of optimiser state of an entry, and of a row besides.
         itemsize: bytes of a number of the tables.
+        is_softmax: all entities are scored by inner products for cross-entropy.
         is_regularized: there is a penalty of the rows of positives.
         half_scores: candidates are scored in 16 bits.
         max_scores: held at a time, for scheme "all".
@@ -101,6 +103,7 @@ class Workload:
     is_fused: bool
     state: State
     itemsize: int
+    is_softmax: bool
     is_regularized: bool
     half_scores: bool
     max_scores: int
@@ -239,6 +242,7 @@ def workload(
         and rule_of(build_loss(config, max(n_entity, 2), n_positive), 1) is not None,
         state=state_of(config.optimizer.optimizer),
         itemsize=ITEMSIZES[table_dtype],
+        is_softmax=batch.scheme == "all" and model.comparison == "dot" and _is_softmax(config),
         is_regularized=config.loss.regularization > 0.0,
         half_scores=config.run.score_dtype != "float32" or table_dtype != "float32",
         max_scores=config.run.max_scores,
@@ -305,6 +309,12 @@ def _may_be_fused(config: TrainingConfig) -> bool:
         and batch.negatives != "typed"
         and config.loss.regularization == 0.0
     )
+
+
+def _is_softmax(config: TrainingConfig) -> bool:
+    loss = config.loss
+    sampled = loss.loss == "sampledsoftmax"  # which without samples is cross-entropy
+    return not loss.label_smoothing and (sampled or issubclass(LOSSES[loss.loss], CrossEntropyLoss))
 
 
 def model_of(config: TrainingConfig) -> Model:
