@@ -10,6 +10,7 @@ import re
 import time
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -37,7 +38,7 @@ from besskge_core.planning import (
     workload,
 )
 from besskge_core.planning.memory import PUBLISHED_CAPACITIES
-from besskge_core.planning.workload import state_of
+from besskge_core.planning.workload import even_imbalance, state_of
 from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.training import TrainingConfig
 from besskge_core.training.build import build
@@ -204,6 +205,14 @@ def test_a_step_is_one_operation_where_the_module_makes_it_one(family, case):
     sizes = (family.n_entity, family.n_relation_type, len(family.triples["train"]))
     assert workload(config, *sizes, 1).is_fused is (how is not None)
     assert not workload(config, *sizes, 2).is_fused
+
+
+@pytest.mark.parametrize(("n_triple", "n_shard"), [(10_000, 4), (100_000, 16), (20_000, 64)])
+def test_shard_pairs_of_random_triples_are_about_as_even_as_they_are_taken_to_be(n_triple, n_shard):
+    pairs = np.random.default_rng(0).integers(n_shard**2, size=n_triple)
+    largest = np.bincount(pairs).max() / (n_triple / n_shard**2)
+    assert 0.9 < even_imbalance(n_triple, n_shard) / largest < 1.2
+    assert even_imbalance(n_triple, 1) == 1.0
 
 
 @pytest.mark.parametrize("name", sorted(SCORE_FUNCTIONS))

@@ -254,8 +254,8 @@ def workload(
 def even_imbalance(n_triple: int, n_shard: int) -> float:
     """Largest over mean of n_shard^2 shard pairs, of triples that fall into them at random.
 
-    Bernstein's bound for the largest of that many binomial counts: with m pairs and mean u it is
-    at most u + sqrt(2 u log m) + log(m) / 3, but for a chance of about one half.
+    Of m pairs with mean u the largest is taken as u + sqrt(2 u log m) + log(m) / 3, which by
+    Bernstein's inequality a pair exceeds with a chance of at most 1 / m.
     """
     mean, spread = n_triple / n_shard**2, 2.0 * math.log(n_shard)
     return 1.0 + (math.sqrt(2.0 * mean * spread) + spread / 3.0) / mean
@@ -300,13 +300,15 @@ def _positives(config: TrainingConfig) -> int:
 
 
 def _may_be_fused(config: TrainingConfig) -> bool:
-    """Whether nothing that is asked for keeps the step from being one operation."""
+    """Whether nothing that is asked for keeps the step from being one operation.
+
+    Not seen here: a shard without entities of some type, which typed negatives mask.
+    """
     batch = config.batch
     return (
         batch.scheme != "all"
         and batch.corruption in ("h", "t")
         and not (batch.filter_negatives or batch.augment_negative or batch.replicate_hubs)
-        and batch.negatives != "typed"
         and config.loss.regularization == 0.0
     )
 
