@@ -430,6 +430,18 @@ def test_comparing_shows_a_row_for_each_hardware():
     assert all(name in text for name in HARDWARE)
 
 
+def test_comparing_goes_on_where_one_hardware_cannot_be_used():
+    arguments = ("--compare", "--corruption", "ht")
+    found = json.loads(run(*arguments, "--format", "json"))
+    (refused,) = [x for x in found if "step_seconds" not in x]
+    assert refused["hardware"] == "ipu-pod64" and "'ht' needs two" in refused["problems"][0]
+    assert "ipu-pod64: a batch of 512" in run(*arguments)
+    rows = list(csv.DictReader(io.StringIO(run(*arguments, "--format", "tsv")), delimiter="\t"))
+    assert len(rows) == len(HARDWARE)
+    assert "ipu-pod16" in run(*arguments, "--workers", 3)
+    assert "needs two" in run(*arguments, "--workers", 64, expect=2)
+
+
 def test_own_figures_take_the_place_of_known_ones(tmp_path):
     (tmp_path / "mine.toml").write_text("memory_gb = 80\nlink_gb_s = 7.0\n")
     found = run("--hardware", "h200", "--hardware-file", tmp_path / "mine.toml", "--format", "json",

@@ -82,18 +82,26 @@ def plan_command(
     own = find_hardware(hardware, hardware_file, _figures(figures))
     fixed = table_dtype, imbalance
     keeps_shards = flags.get("n_shard") is not None
-    if compare:
-        others = [x for x in HARDWARE.values() if x.name != own.name]
-        plans = [_plan(config, graph, x, n_worker, keeps_shards, *fixed) for x in (own, *others)]
-    else:
-        plans = [_plan(config, graph, own, n_worker, keeps_shards, *fixed)]
+    plans, refused = [], {}
+    for x in (own, *(x for x in HARDWARE.values() if x.name != own.name)) if compare else (own,):
+        try:
+            plans.append(_plan(config, graph, x, n_worker, keeps_shards, *fixed))
+        except ConfigError as error:  # such as too small a batch for so many shards
+            refused[x.name] = error
+    if not plans:
+        raise refused[own.name]
     if form == "json":
         described: List[Row] = [{**graph._asdict(), **x.as_dict()} for x in plans]
+        described += [{"hardware": name, "problems": [str(x)]} for name, x in refused.items()]
         echo_json(described if compare else described[0])
     elif form == "tsv":
-        echo_tsv([_flat(x) for x in plans], COLUMNS)
+        nothing = dict.fromkeys(COLUMNS, "")
+        rows = [{**nothing, "hardware": name, "problems": x} for name, x in refused.items()]
+        echo_tsv([*(_flat(x) for x in plans), *rows], COLUMNS)
     else:
         _show(config, graph, plans, compare)
+        for name, reason in refused.items():
+            click.echo(f"{name}: {reason}")
 
 
 def _plan(
