@@ -76,7 +76,7 @@ def plan_command(
     hardware: str, hardware_file: Optional[Path], figures: Sequence[str], n_worker: Optional[int],
     table_dtype: str, imbalance: Optional[float], compare: bool, form: str, **flags: Any,
 ) -> None:  # fmt: skip
-    """Predict memory, bytes sent, and time of a training; nothing is trained or downloaded."""
+    """Predict memory, bytes sent, and time of a training, without any of it."""
     config = read_config(file, flags)
     graph = _graph(config, entities, relations, triples)
     own = find_hardware(hardware, hardware_file, _figures(figures))
