@@ -1,4 +1,4 @@
-"""The command `besskge`: train, evaluate, predict, info.
+"""The command `besskge`: train, plan, evaluate, predict, info.
 
 A thin door: flags and files become a frozen dataclass, and what comes back becomes a table, TSV
 or JSON on standard output. Errors that besskge_core raises on purpose are one line and exit
@@ -7,7 +7,6 @@ status 2; an interrupted command ends with 130.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -31,6 +30,7 @@ from besskge_core.environment import describe, version_of
 from besskge_core.errors import BessError, CheckpointError, ConfigError, DataError, DataWarning
 from besskge_core.evaluation import METRICS, Ranking, rank_candidates, rank_triples
 from besskge_core.ops.native import MISSING, NATIVE, operations
+from besskge_core.planning.command import plan_command
 from besskge_core.predict import Predictor
 from besskge_core.report import (
     Query,
@@ -48,6 +48,7 @@ from besskge_core.report import (
 from besskge_core.runtime import join, leave, restarted, restarts_allowed
 from besskge_core.training import LoadedRun, TrainingConfig, load_run
 from besskge_core.training import train as train_run
+from besskge_core.training.config import read_config
 
 __all__ = ["cli", "main"]
 
@@ -172,18 +173,9 @@ def _configuration(
     file: Optional[Path], run: Optional[Path], flags: Mapping[str, Any]
 ) -> TrainingConfig:
     """From a file, else from the run to resume, else the defaults; then the flags."""
-    given = {name: value for name, value in flags.items() if value is not None}
     if file is None and run is not None and (run / "config.toml").is_file():
         file = run / "config.toml"
-    config = TrainingConfig() if file is None else configuration.load(TrainingConfig, file)
-    # Options belong to what they were given with.
-    if given.get("dataset", config.data.dataset) != config.data.dataset:
-        data = dataclasses.replace(config.data, dataset_options={})
-        config = dataclasses.replace(config, data=data)
-    if given.get("score_function", config.model.score_function) != config.model.score_function:
-        model = dataclasses.replace(config.model, score_options={})
-        config = dataclasses.replace(config, model=model)
-    return configuration.replace_flags(config, given)
+    return read_config(file, flags)
 
 
 def _new_folder(config: TrainingConfig) -> Path:
@@ -215,6 +207,9 @@ def _stored_metrics(run: Path) -> Dict[str, Dict[str, Dict[str, float]]]:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run / 'metrics.json'}: damaged ({error})") from error
     return metrics
+
+
+cli.add_command(_debug(_format(plan_command)), "plan")
 
 
 # -- evaluate --------------------------------------------------------------------------------------

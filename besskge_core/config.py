@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import (
     Any,
     Callable,
+    Collection,
     Dict,
     Iterator,
     List,
@@ -411,8 +412,8 @@ class SectionCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def click_options(cls: type) -> Callable[[Command], Command]:
-    """Decorator: a flag for each field, which is None unless it is given.
+def click_options(cls: type, leave_out: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Decorator: a flag for each field but those left out, which is None unless it is given.
 
     What is given is what :func:`replace_flags` takes. A mapping is a flag that can be repeated,
     `--dataset-options n_person=5000`; its values are read as TOML, or else as strings.
@@ -420,7 +421,7 @@ def click_options(cls: type) -> Callable[[Command], Command]:
     Raises:
         ConfigError: two sections have a field of the same name.
     """
-    options = [_option(leaf) for leaf in _unique_leaves(cls)]
+    options = [_option(leaf) for leaf in _unique_leaves(cls) if leaf.name not in leave_out]
 
     def add(command: Command) -> Command:
         for option in reversed(options):

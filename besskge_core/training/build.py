@@ -83,7 +83,6 @@ def build(config: TrainingConfig, dataset: KGDataset) -> Parts:
 def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScoreFunction:
     """The score function with fresh tables, on `n_shard` shards."""
     torch.manual_seed(config.run.seed)
-    make = SCORE_FUNCTIONS[config.model.score_function]
     offsets = dataset.type_offsets
     sharding = Sharding.create(
         dataset.n_entity,
@@ -94,6 +93,14 @@ def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScor
             dataset.triples["train"], dataset.n_entity, config.batch.replicate_hubs
         ),
     )
+    return make_score_function(config, sharding, dataset.n_relation_type)
+
+
+def make_score_function(
+    config: TrainingConfig, sharding: Sharding, n_relation_type: int
+) -> BaseScoreFunction:
+    """The score function of a configuration, with tables of these sizes."""
+    make = SCORE_FUNCTIONS[config.model.score_function]
     scaled = {
         f"{table}_initializer": _scaled(
             getattr(make, f"{table}_initializers"), config.model.init_scale
@@ -105,7 +112,7 @@ def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScor
         negative_sample_sharing=False,
         scoring_norm=config.model.norm,
         sharding=sharding,
-        n_relation_type=dataset.n_relation_type,
+        n_relation_type=n_relation_type,
         embedding_size=config.model.dim,
         inverse_relations=config.model.inverse_relations,
         **scaled,
@@ -176,7 +183,7 @@ def _build_negative_sampler(
     batch, sharding, seed = config.batch, triples.sharding, config.run.seed
     if batch.scheme == "all":
         return PlaceholderNegativeSampler("t", seed)  # no half of a bucket stands for heads
-    n_negative, flat = _negatives_per_pair(config), batch.shared_negatives
+    n_negative, flat = negatives_per_pair(config), batch.shared_negatives
     known = None
     if batch.filter_negatives:
         sizes = dataset.n_entity, dataset.n_relation_type
@@ -215,7 +222,7 @@ def _build_regularizer(config: TrainingConfig) -> Optional[Regularizer]:
     return regularizer
 
 
-def _negatives_per_pair(config: TrainingConfig) -> int:
+def negatives_per_pair(config: TrainingConfig) -> int:
     """Negatives that one shard gives another, for `n_negative` candidates of each positive.
 
     Moving scores pools the shared lists of all pairs, so each list is shorter.

@@ -9,9 +9,11 @@ belong together are checked when the dataclass is made.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, field
-from typing import Any, Dict, Optional
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Dict, Mapping, Optional
 
+from besskge_core import config as configuration
 from besskge_core.errors import ConfigError
 from besskge_core.loss import LOSSES, LabelledLoss, labelled_losses
 from besskge_core.optim import OPTIMIZERS
@@ -242,6 +244,24 @@ class TrainingConfig:
             raise ConfigError(
                 "negatives 'typed' belong to their triples: give shared_negatives = false"
             )
+
+
+def read_config(file: Optional[Path], flags: Mapping[str, Any]) -> TrainingConfig:
+    """From a file, else the defaults; then flags, those that are None left out.
+
+    Options of the data set and of the score function in the file belong to what they were given
+    with: flags that name another one leave them behind.
+
+    Raises:
+        ConfigError: see :func:`besskge_core.config.load` and `replace_flags`.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    config = TrainingConfig() if file is None else configuration.load(TrainingConfig, file)
+    if given.get("dataset", config.data.dataset) != config.data.dataset:
+        config = replace(config, data=replace(config.data, dataset_options={}))
+    if given.get("score_function", config.model.score_function) != config.model.score_function:
+        config = replace(config, model=replace(config.model, score_options={}))
+    return configuration.replace_flags(config, given)
 
 
 def _check_options(option_name: str, name: str, make: type, options: Dict[str, Any]) -> None:
