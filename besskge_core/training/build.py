@@ -37,13 +37,14 @@ from besskge_core.negative_sampler import (
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.regularizer import REGULARIZERS, Regularizer
 from besskge_core.scoring import SCORE_FUNCTIONS, BaseScoreFunction
+from besskge_core.scoring.representations import Table
 from besskge_core.sharding import (
     PartitionedTripleSet,
     Sharding,
     entity_degree,
     most_frequent_entities,
 )
-from besskge_core.training.config import TrainingConfig
+from besskge_core.training.config import ModelConfig, TrainingConfig
 
 
 class Parts(NamedTuple):
@@ -100,16 +101,30 @@ def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScor
         )
         for table in ("entity", "relation")
     }
+    return make_score_function(config.model, sharding, dataset.n_relation_type, **scaled)
+
+
+def make_score_function(
+    model: ModelConfig, sharding: Sharding, n_relation_type: int, **initializers: Table
+) -> BaseScoreFunction:
+    """The score function of these settings, with tables of this size.
+
+    Args:
+        model: the settings.
+        sharding: of the entities.
+        n_relation_type: relations of the graph, without inverse ones.
+        initializers: `entity_initializer` and `relation_initializer`, if not the score function's.
+    """
     score_fn: BaseScoreFunction = _construct(
-        make,
+        SCORE_FUNCTIONS[model.score_function],
         negative_sample_sharing=False,
-        scoring_norm=config.model.norm,
+        scoring_norm=model.norm,
         sharding=sharding,
-        n_relation_type=dataset.n_relation_type,
-        embedding_size=config.model.dim,
-        inverse_relations=config.model.inverse_relations,
-        **scaled,
-        **config.model.score_options,
+        n_relation_type=n_relation_type,
+        embedding_size=model.dim,
+        inverse_relations=model.inverse_relations,
+        **initializers,
+        **model.score_options,
     )
     return score_fn
 
