@@ -353,7 +353,9 @@ def read_tensors(path: Path, digest: str, with_optimizer: bool = True) -> Dict[s
         raise CheckpointError(f"{path}: its sha256 is not the manifest's; the file is damaged")
     try:
         with safe_open(path, framework="pt") as file:
-            names = [x for x in file.keys() if with_optimizer or not x.startswith(f"{STATE}/")]
+            names = file.keys()
+            if not with_optimizer:
+                names = [name for name in names if not name.startswith(f"{STATE}/")]
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
