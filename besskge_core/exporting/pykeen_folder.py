@@ -118,6 +118,7 @@ def _write_model(
     weights: StoredWeights, form: PykeenForm, layouts: Mapping[str, List[Layout]], path: Path
 ) -> None:
     units = {"entity": form.unit_entities, "relation": False}
+    unit = {"normalizer": "normalize", "normalizer_kwargs": {"p": 2, "dim": -1}}
     model = {
         "format": FORMAT,
         "interaction": form.interaction,
@@ -127,7 +128,7 @@ def _write_model(
                 {
                     "shape": layout.shape,
                     "dtype": str(layout.dtype(layout.real_dtype)).replace("torch.", ""),
-                    "normalizer": "normalize" if units[kind] else None,
+                    **(unit if units[kind] else {}),
                 }
                 for layout in its_layouts
             ]

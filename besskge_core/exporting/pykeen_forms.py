@@ -301,12 +301,11 @@ def _conve(formula: Any) -> PykeenForm:
     flat = next(i for i, layer in enumerate(layers) if isinstance(layer, nn.Flatten))
     (convolution,) = (layer for layer in layers if isinstance(layer, nn.Conv2d))
     dropouts = [layer.p for layer in layers if isinstance(layer, (nn.Dropout, nn.Dropout2d))]
-    channels, height, width = formula.operator.image
+    channels, height, _ = formula.operator.image
     options = dict(
         input_channels=channels,
         output_channels=convolution.out_channels,
-        embedding_height=height,
-        embedding_width=width,
+        embedding_height=height,  # PyKEEN wants to find the width itself
         kernel_height=convolution.kernel_size[0],
         kernel_width=convolution.kernel_size[1],
         **dict(zip(("input_dropout", "feature_map_dropout", "output_dropout"), dropouts)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Dict, Mapping, Optional, Tuple
 
@@ -34,6 +35,9 @@ class TensorFile:
         path: of the file, which is replaced.
         kinds: name to shape and dtype of each tensor; none is empty.
         metadata: what else the header says; text by name.
+
+    Raises:
+        OSError: the disk has no room for it.
     """
 
     def __init__(self, path: Path, kinds: Mapping[str, Kind], metadata: Mapping[str, str]) -> None:
@@ -52,7 +56,8 @@ class TensorFile:
         text += b" " * (-len(text) % 8)
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + end)
+            # A full disk is an error now, where later it would be a signal.
+            os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
         self._file = np.memmap(path, dtype=np.uint8, mode="r+")
         tensors = self._file[8 + len(text) :]
         self._rows = {
