@@ -117,6 +117,7 @@ def test_what_is_exported_and_loaded_has_the_scores_of_the_run(tmp_path, graph, 
     run = make_run(tmp_path / "run", graph, name, inverse)
     export_safetensors(run, tmp_path / "model.safetensors", labels=False)
     ours, loaded = load_run(run).score_fn, load_exported(tmp_path / "model.safetensors")
+    assert not loaded.training
     assert torch.equal(score(loaded, all_triples()), score(ours, all_triples()))
     if inverse:
         assert torch.equal(score(loaded, all_triples(), True), score(ours, all_triples(), True))

@@ -56,8 +56,9 @@ class TensorFile:
         text += b" " * (-len(text) % 8)
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
-            # A full disk is an error now, where later it would be a signal.
-            os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
+            file.truncate(8 + len(text) + end)
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error now, later a signal
+                os.posix_fallocate(file.fileno(), 0, 8 + len(text) + end)
         self._file = np.memmap(path, dtype=np.uint8, mode="r+")
         tensors = self._file[8 + len(text) :]
         self._rows = {
