@@ -1,4 +1,4 @@
-"""The command `besskge`: train, plan, evaluate, predict, info.
+"""The command `besskge`: train, prepare, plan, evaluate, predict, export, info.
 
 A thin door: flags and files become a frozen dataclass, and what comes back becomes a table, TSV
 or JSON on standard output. Errors that besskge_core raises on purpose are one line and exit
@@ -29,6 +29,7 @@ from besskge_core.catalogue import benchmarks
 from besskge_core.environment import describe, version_of
 from besskge_core.errors import BessError, CheckpointError, ConfigError, DataError, DataWarning
 from besskge_core.evaluation import METRICS, Ranking, rank_candidates, rank_triples
+from besskge_core.exporting.command import export
 from besskge_core.ops.native import MISSING, NATIVE, operations
 from besskge_core.planning.command import plan_command
 from besskge_core.predict import Predictor
@@ -107,6 +108,9 @@ def _format(command: Command) -> Command:
 @_debug
 def cli() -> None:
     """Train, evaluate and query knowledge-graph embeddings with BESS."""
+
+
+cli.add_command(_debug(export))
 
 
 def main() -> NoReturn:

@@ -207,6 +207,8 @@ class Predictor:
     def known_part(self, triples: NDArray[np.integer]) -> List[Optional[str]]:
         """Part of the data set that has each triple of (n, 3), the first of several, or None."""
         keys, part_of_key = self._parts
+        if not len(keys):
+            return [None] * len(triples)
         names = list(self.dataset.triples)
         wanted = triple_keys(triples, self.dataset.n_entity, self.dataset.n_relation_type)
         place = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)

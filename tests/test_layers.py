@@ -16,8 +16,8 @@ LAYERS = [  # low to high; modules of one line may know each other
     "reading", "dataset", "catalogue",
     "sharding", "known", "negative_sampler", "ops", "exchange", "batch_sampler", "embedding",
     "loss", "metric", "scoring", "regularizer", "utils", "bess", "optim", "runtime", "all_entities",
-    "top_k", "evaluation", "predict", "pipeline", "triples_factory", "model", "training", "report",
-    "planning", "cli",
+    "top_k", "evaluation", "predict", "pipeline", "triples_factory", "model", "training", "exporting",
+    "report", "planning", "cli",
 ]  # fmt: skip
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -322,7 +322,7 @@ def _is_softmax(config: TrainingConfig) -> bool:
 def model_of(config: TrainingConfig) -> Model:
     """Of a score function made for a graph of one entity; torch's generator is left as it is."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        score_fn = make_score_function(config, Sharding.create(1, 1, 0), 1).eval()
+        score_fn = make_score_function(config.model, Sharding.create(1, 1, 0), 1).eval()
         entity, relation = score_fn.entity_embedding, score_fn.relation_embedding
         query = score_fn.query(entity[0], torch.zeros(1, dtype=torch.long), False)
     form = native_form(score_fn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 import torch
@@ -37,13 +37,14 @@ from besskge_core.negative_sampler import (
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.regularizer import REGULARIZERS, Regularizer
 from besskge_core.scoring import SCORE_FUNCTIONS, BaseScoreFunction
+from besskge_core.scoring.representations import Table
 from besskge_core.sharding import (
     PartitionedTripleSet,
     Sharding,
     entity_degree,
     most_frequent_entities,
 )
-from besskge_core.training.config import TrainingConfig
+from besskge_core.training.config import ModelConfig, TrainingConfig
 
 
 class Parts(NamedTuple):
@@ -93,30 +94,35 @@ def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScor
             dataset.triples["train"], dataset.n_entity, config.batch.replicate_hubs
         ),
     )
-    return make_score_function(config, sharding, dataset.n_relation_type)
+    return make_score_function(config.model, sharding, dataset.n_relation_type)
 
 
 def make_score_function(
-    config: TrainingConfig, sharding: Sharding, n_relation_type: int
+    model: ModelConfig, sharding: Sharding, n_relation_type: int, **initializers: Table
 ) -> BaseScoreFunction:
-    """The score function of a configuration, with tables of these sizes."""
-    make = SCORE_FUNCTIONS[config.model.score_function]
-    scaled = {
-        f"{table}_initializer": _scaled(
-            getattr(make, f"{table}_initializers"), config.model.init_scale
-        )
+    """The score function of these settings, with tables of this size.
+
+    Args:
+        model: the settings.
+        sharding: of the entities.
+        n_relation_type: relations of the graph, without inverse ones.
+        initializers: `entity_initializer` and `relation_initializer`, if not the settings'.
+    """
+    make = SCORE_FUNCTIONS[model.score_function]
+    tables: Dict[str, Any] = {
+        f"{table}_initializer": _scaled(getattr(make, f"{table}_initializers"), model.init_scale)
         for table in ("entity", "relation")
     }
     score_fn: BaseScoreFunction = _construct(
         make,
         negative_sample_sharing=False,
-        scoring_norm=config.model.norm,
+        scoring_norm=model.norm,
         sharding=sharding,
         n_relation_type=n_relation_type,
-        embedding_size=config.model.dim,
-        inverse_relations=config.model.inverse_relations,
-        **scaled,
-        **config.model.score_options,
+        embedding_size=model.dim,
+        inverse_relations=model.inverse_relations,
+        **{**tables, **initializers},
+        **model.score_options,
     )
     return score_fn
 

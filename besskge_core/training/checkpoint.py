@@ -25,8 +25,8 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from besskge_core.errors import CheckpointError
@@ -89,7 +89,7 @@ def save_checkpoint(
     def finish(digests: Mapping[str, str]) -> None:
         _write_manifest(beside, score_fn, optimizer, state or {}, digests)
         os.rename(beside, path)
-        _sync(path.parent)
+        sync(path.parent)
 
     if not ranks.first(begin):
         return
@@ -126,7 +126,7 @@ def _write(
     digests = {}
     for file_name, content in files.items():
         save_file({k: x.contiguous() for k, x in content.items()}, folder / file_name)
-        _sync(folder / file_name)
+        sync(folder / file_name)
         digests[file_name] = _sha256(folder / file_name)
     return digests
 
@@ -154,8 +154,8 @@ def _write_manifest(
         "state": state,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    _sync(folder / MANIFEST)
-    _sync(folder)
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def load_checkpoint(
@@ -203,7 +203,7 @@ def _stage(
     files = manifest["files"]
     if REPLICATED not in files:
         raise CheckpointError(f"{path}: the manifest names no {REPLICATED}; it is damaged")
-    tensors = _read(path / REPLICATED, files[REPLICATED])
+    tensors = read_tensors(path / REPLICATED, files[REPLICATED])
     tensors.update(_hosted_rows(path, manifest, score_fn))
     stored_state = [k for k in tensors if k.startswith(f"{STATE}/")]
     _check_like(path, score_fn, {k: x for k, x in tensors.items() if k not in stored_state})
@@ -254,7 +254,7 @@ def _hosted_rows(
     shape = (len(hosted), sharding.max_entity_per_shard)
     n_filled, n_stored, rows = np.zeros(shape, np.int64), 0, {}
     for name, digest in digests.items():
-        content = _read(path / name, digest)
+        content = read_tensors(path / name, digest)
         entity = content.pop("entity_id").numpy()
         n_stored += len(entity)
         if len(entity) and not 0 <= entity.min() <= entity.max() < sharding.n_entity:
@@ -336,16 +336,29 @@ def _sharded(score_fn: BaseScoreFunction, tensors: Mapping[str, Tensor]) -> Dict
     }
 
 
-def _read(path: Path, digest: str) -> Dict[str, Tensor]:
+def read_tensors(path: Path, digest: str, with_optimizer: bool = True) -> Dict[str, Tensor]:
+    """The tensors of a file of a checkpoint.
+
+    Args:
+        path: the file.
+        digest: its sha256, by the manifest.
+        with_optimizer: also the state of the optimiser, several times the weights.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; the checkpoint is incomplete")
     if _sha256(path) != digest:
         raise CheckpointError(f"{path}: its sha256 is not the manifest's; the file is damaged")
     try:
-        tensors: Dict[str, Tensor] = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            if not with_optimizer:
+                names = [name for name in names if not name.startswith(f"{STATE}/")]
+            return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
-    return tensors
 
 
 def _sha256(path: Path) -> str:
@@ -356,7 +369,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the file or directory on disk before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

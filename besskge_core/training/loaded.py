@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Optional
+from typing import List, Optional, Tuple
 
 from besskge_core import config as configuration
 from besskge_core.catalogue import load_dataset
@@ -54,6 +54,25 @@ def load_on_all(config: TrainingConfig, ranks: Ranks) -> KGDataset:
     return found[0]
 
 
+def chosen_checkpoint(folder: Path, checkpoint: Optional[str] = None) -> Tuple[Path, str]:
+    """The newest checkpoint of a run that is "best" or "last", None: the best there is.
+
+    Returns:
+        Its path, and which weights these are.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    if checkpoint not in (None, "best", "last"):
+        raise CheckpointError(f"checkpoint must be 'best' or 'last', got {checkpoint!r}")
+    best, last = find_checkpoints(folder / "best"), find_checkpoints(folder / "checkpoints")
+    kind = checkpoint or ("best" if best else "last")
+    found = best if kind == "best" else last
+    if not found:
+        raise CheckpointError(f"{folder}: no {kind} checkpoint; train first")
+    return found[-1], f"{kind} weights, {found[-1].name}"
+
+
 def load_run(
     folder: Path, checkpoint: Optional[str] = None, ranks: Optional[Ranks] = None
 ) -> LoadedRun:
@@ -69,18 +88,11 @@ def load_run(
     """
     ranks = Ranks() if ranks is None else ranks
     config = configuration.load(TrainingConfig, folder / "config.toml")
-    if checkpoint not in (None, "best", "last"):
-        raise CheckpointError(f"checkpoint must be 'best' or 'last', got {checkpoint!r}")
-    best, last = find_checkpoints(folder / "best"), find_checkpoints(folder / "checkpoints")
-    kind = checkpoint or ("best" if best else "last")
-    found = best if kind == "best" else last
-    if not found:
-        raise CheckpointError(f"{folder}: no {kind} checkpoint; train first")
+    path, description = chosen_checkpoint(folder, checkpoint)
     dataset = load_on_all(config, ranks)
     with hosting(ranks.hosted(config.batch.n_shard)):
         score_fn = build_score_function(config, dataset)
     score_fn.to(ranks.device)
-    load_checkpoint(found[-1], score_fn, ranks=ranks)
-    description = f"{kind} weights, {found[-1].name}"
+    load_checkpoint(path, score_fn, ranks=ranks)
     exchange = ranks.exchange(config.batch.n_shard) if ranks.n_rank > 1 else None
     return LoadedRun(config, dataset, score_fn, KnownTriples.of(dataset), description, exchange)
