@@ -176,7 +176,8 @@ def stream_strings(table: TableFile, block_size: int) -> Iterator[List[pa.Chunke
     n_row = 0
     for columns in stream(table, block_size):
         n_row += len(columns[0])
-        yield columns
+        if len(columns[0]):
+            yield columns
     if not n_row:
         _refuse_no_row(table)
 
