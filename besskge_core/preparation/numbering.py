@@ -17,6 +17,7 @@ Axes:
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
@@ -104,7 +105,10 @@ def number(
     counts = counts_of(scans, order, kind)
     bases = np.concatenate([[0], np.cumsum(counts.sum(axis=0))])
     spilled = _Spilled(work, kind, len(counts))
-    with HashedFile(work / f"{kind}.entries") as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(HashedFile(work / f"{kind}.entries"))
+        for scan in scans:
+            stack.callback(scan.close)
         for partition in range(len(counts)):
             codes, found = _distinct(scans, order, kind, partition, bases)
             file.write(codes + np.int32(sum(spilled.n_label)))
@@ -133,9 +137,12 @@ def _distinct(
     labels, keys = [], []
     for base, segment in zip(bases, order):
         chunk, ranks = scans[segment.scan].labels(kind, segment.piece, partition, segment.side)
-        labels.append(chunk)
-        keys.append(base + ranks.astype(np.int64))
-    coded = pa.chunked_array(labels, pa.string()).dictionary_encode()
+        if len(ranks):
+            labels.append(chunk)
+            keys.append(base + ranks.astype(np.int64))
+    if not labels:
+        return np.empty(0, np.int32), Found(pa.array([], pa.string()), np.empty(0, np.int64))
+    coded = pa.chunked_array(labels).dictionary_encode()
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
     is_first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
     return codes, Found(coded.chunk(0).dictionary, np.concatenate(keys)[is_first])

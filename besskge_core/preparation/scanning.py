@@ -25,7 +25,18 @@ from __future__ import annotations
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import (
+    Any,
+    BinaryIO,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Sequence,
+    Tuple,
+)
 
 import numpy as np
 import pyarrow as pa
@@ -159,6 +170,7 @@ class Scan:
         self.rows = np.load(self._path("rows.npy"))
         self.tables = {kind: np.load(self._path(f"{kind}.table.npy")) for kind in KINDS}
         self._starts = {kind: _exclusive(table) for kind, table in self.tables.items()}
+        self._files: Dict[Path, BinaryIO] = {}
 
     def _path(self, name: str) -> Path:
         return self._stem.with_name(f"{self._stem.name}.{name}")
@@ -166,17 +178,33 @@ class Scan:
     def codes(self, piece: int) -> NDArray[np.int32]:
         """int32 (3, n) of a piece."""
         start, n = int(self.rows[:piece].sum()), int(self.rows[piece])
-        return _read(self._path("codes"), np.int32, 3 * start, 3 * n).reshape(3, n)
+        path = self._path("codes")
+        return np.fromfile(path, np.int32, 3 * n, offset=12 * start).reshape(3, n)
 
     def labels(
         self, kind: str, piece: int, partition: int, side: int
     ) -> Tuple[pa.StringArray, NDArray[np.int32]]:
-        """The labels of one cell of the table, by first appearance, and their ranks."""
+        """The labels of one cell of the table, by first appearance, and their ranks.
+
+        Not for several threads at once.
+        """
         start, byte = self._starts[kind][piece, partition, side].tolist()
         n, n_byte = self.tables[kind][piece, partition, side].tolist()
-        sizes = _read(self._path(f"{kind}.sizes"), np.uint32, start, n)
-        text = _read(self._path(f"{kind}.text"), np.uint8, byte, n_byte)
-        return label_array(text, sizes), _read(self._path(f"{kind}.ranks"), np.int32, start, n)
+        sizes = self._read(f"{kind}.sizes", np.uint32, start, n)
+        text = self._read(f"{kind}.text", np.uint8, byte, n_byte)
+        return label_array(text, sizes), self._read(f"{kind}.ranks", np.int32, start, n)
+
+    def _read(self, name: str, dtype: Any, start: int, n: int) -> NDArray[Any]:
+        path = self._path(name)
+        if path not in self._files:  # there may be millions of cells, so they stay open
+            self._files[path] = path.open("rb", buffering=0)
+        file, size = self._files[path], np.dtype(dtype).itemsize
+        file.seek(start * size)
+        return np.frombuffer(file.read(n * size), dtype)
+
+    def close(self) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
 
 
 def number_piece(columns: Sequence[pa.ChunkedArray], n_partition: int) -> Piece:
@@ -256,7 +284,3 @@ def _exclusive(table: NDArray[np.int64]) -> NDArray[np.int64]:
     flat = table.reshape(-1, 2)
     starts: NDArray[np.int64] = (np.cumsum(flat, axis=0) - flat).reshape(table.shape)
     return starts
-
-
-def _read(path: Path, dtype: Any, start: int, n: int) -> NDArray[Any]:
-    return np.fromfile(path, dtype, n, offset=start * np.dtype(dtype).itemsize)

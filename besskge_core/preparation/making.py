@@ -46,10 +46,13 @@ Progress = Callable[[str, int], None]
 
 MEMORY_LIMIT = 4 * 2**30
 MAX_THREADS = 8
-PIECE_SIZES = (2**16, 2**25)  # bytes of the labels of a piece of a source
+MIN_PIECE_SIZE = 2**16  # bytes of the labels of a piece of a source
+PIECE_SIZE = 2**25
+MAX_PIECE = 2**11  # above which pieces are larger
 PIECE_ROWS = (2**12, 2**18)  # rows of a piece that is sorted into buckets
 ROW_BYTES = 200  # that sorting a row takes
-MAX_PARTITION = 2**30  # bytes of labels; Arrow's strings end at 2**31
+PARTITION_SIZE = 2**30  # bytes of labels, at most; Arrow's strings end at 2**31
+MAX_PARTITION = 2**12
 
 
 class Resources(NamedTuple):
@@ -63,10 +66,10 @@ class Resources(NamedTuple):
     def telling(self, stage: str) -> Callable[[int], None]:
         return lambda n: self.progress(stage, n)
 
-    @property
-    def piece_size(self) -> int:
-        low, high = PIECE_SIZES
-        return min(max(self.memory // (16 * (self.threads + 2)), low), high)
+    def piece_size(self, n_byte: int) -> int:
+        """Bytes of labels to number at once: more of a large source, to have fewer pieces."""
+        room = self.memory // (8 * (self.threads + 2))
+        return max(min(room, max(PIECE_SIZE, n_byte // MAX_PIECE)), MIN_PIECE_SIZE)
 
     def piece_rows(self, n_shard: int) -> int:
         """Rows to sort at once; with many shards, enough for a few in each bucket."""
@@ -75,8 +78,8 @@ class Resources(NamedTuple):
         return min(max(room, low), max(high, 16 * n_shard**2))
 
     def n_partition(self, n_byte: int) -> int:
-        room = min(max(self.memory // 8, 1), MAX_PARTITION)
-        return max(-(-n_byte // room), 1)
+        room = min(max(self.memory // 8, 1), PARTITION_SIZE)
+        return min(max(-(-n_byte // room), 1), MAX_PARTITION)
 
 
 def prepare(
@@ -223,13 +226,14 @@ def _number(folder: Path, tables: Tables, use: Resources, resume: bool) -> Manif
     }
     stages = Stages(work / "journal.json", folder, plan, resume)
     # Taken up with another memory limit, the work goes on with the partitions that it has.
-    layout = stages.run("layout", lambda: ({"n": use.n_partition(text_bytes(tables))}, {}))
+    n_byte = text_bytes(tables)
+    layout = stages.run("layout", lambda: ({"n": use.n_partition(n_byte)}, {}))
     files = [table for part in tables.values() for table in part]
     part_of = [i for i, part in enumerate(tables.values()) for _ in part]
     stems = [work / f"scan-{i:05}" for i in range(len(files))]
     for table, stem in zip(files, stems):
         told = use.telling(f"reading {os.path.basename(table.path)}")
-        sizes = (layout.facts["n"], use.piece_size)
+        sizes = (layout.facts["n"], use.piece_size(n_byte))
         stages.run(stem.name, partial(scan, table, stem, *sizes, use.pool, told))
     scans = [Scan(stem) for stem in stems]
     numbered = {}
