@@ -33,7 +33,7 @@ ANY = click.Path(exists=True, path_type=Path)
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0),
               help="of the sharding")  # fmt: skip
 @click.option("--no-inverse", is_flag=True, help="do not sort inverse triples too")
-@click.option("--memory", default="4GiB", show_default=True, metavar="SIZE",
+@click.option("--memory", default="1GiB", show_default=True, metavar="SIZE",
               help="for labels and pieces of the sources")  # fmt: skip
 @click.option("--columns", metavar="H,R,T", help="names or positions of head, relation and tail; "
               "names stand in the first line  [default: three columns, no header]")  # fmt: skip

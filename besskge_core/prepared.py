@@ -102,7 +102,9 @@ class Manifest:
 
 def is_prepared(folder: Union[str, os.PathLike[str]]) -> bool:
     """Whether this is a prepared folder, or one that should have become one."""
-    return (Path(folder) / MANIFEST).is_file() or (Path(folder) / UNFINISHED).is_dir()
+    folder = Path(folder)
+    files = [folder / name for name in (MANIFEST, LABELS["entity"])]  # others have a manifest too
+    return all(file.is_file() for file in files) or (folder / UNFINISHED).is_dir()
 
 
 def open_prepared(folder: Union[str, os.PathLike[str]], verify: bool = False) -> KGDataset:

@@ -246,6 +246,18 @@ def test_a_mapped_graph_can_be_stored_in_one_file(small, tmp_path):
     assert_same_graph(KGDataset.load(tmp_path / "graph.npz"), graph)
 
 
+def test_a_manifest_alone_makes_no_prepared_folder(folder, in_memory, tmp_path):
+    shutil.copytree(folder, tmp_path / "mine")
+    (tmp_path / "mine" / "manifest.json").write_text("{}")
+    assert_same_graph(load_dataset(tmp_path / "mine"), in_memory)
+
+
+def test_a_prepared_folder_takes_no_options(small, tmp_path):
+    prepare(small, tmp_path / "out", None)
+    with pytest.raises(ConfigError, match="a prepared folder takes no options"):
+        load_dataset(tmp_path / "out", types=True)
+
+
 def test_buckets_that_a_folder_lacks_are_listed(small, tmp_path):
     prepare(small, tmp_path / "out", 2)
     for wanted in ((0, 4, True), (1, 2, True), (0, 2, False)):
@@ -508,7 +520,7 @@ def test_no_room_is_an_error_of_ours(small, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("besskge_core.preparation.making.write_buckets", full)
-    with pytest.raises(PreparationError, match="the disk is full; .* --resume"):
+    with pytest.raises(PreparationError, match=r"the disk is full; .*\(--resume\)"):
         prepare(small, tmp_path / "out", 2)
 
 

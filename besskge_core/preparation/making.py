@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Callable, Iterator, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import pyarrow as pa
 
 from besskge_core.errors import ConfigError
 from besskge_core.preparation.buckets import write_buckets
+from besskge_core.preparation.memory import given_back
 from besskge_core.preparation.numbering import number, translate
 from besskge_core.preparation.scanning import KINDS, Scan, scan
 from besskge_core.preparation.sources import (
@@ -44,15 +46,18 @@ __all__ = ["add_buckets", "prepare", "prepared_triple_set"]
 #: Is told the stage, and how many rows or labels more it has done.
 Progress = Callable[[str, int], None]
 
-MEMORY_LIMIT = 4 * 2**30
+MEMORY_LIMIT = 2**30
 MAX_THREADS = 8
-MIN_PIECE_SIZE = 2**16  # bytes of the labels of a piece of a source
-PIECE_SIZE = 2**25
-MAX_PIECE = 2**11  # above which pieces are larger
-PIECE_ROWS = (2**12, 2**18)  # rows of a piece that is sorted into buckets
+#: Small is as fast as large, for it stays in the caches; of a large source things are larger, so
+#: that there are not too many, and of all the memory that may be used a fraction is the limit.
+PIECE_SIZE = 2**20  # bytes of the labels of a piece of a source
+MAX_PIECE = 2**11
+PARTITION_SIZE = 2**23  # bytes of the labels of a partition
+MAX_PARTITION = 2**8
+LARGEST_PARTITION = 2**30  # Arrow's strings end at 2**31
+MIN_SIZE = 2**16
+PIECE_ROWS = (2**12, 2**17)  # rows of a piece that is sorted into buckets
 ROW_BYTES = 200  # that sorting a row takes
-PARTITION_SIZE = 2**30  # bytes of labels, at most; Arrow's strings end at 2**31
-MAX_PARTITION = 2**12
 
 
 class Resources(NamedTuple):
@@ -62,24 +67,42 @@ class Resources(NamedTuple):
     pool: ThreadPoolExecutor
     threads: int
     progress: Progress
+    give_back: Callable[[], None]
+
+    @property
+    def share(self) -> int:
+        """Bytes for one of the things that are in memory at once, some of them waiting."""
+        return self.memory // (4 * (self.threads + 2))
 
     def telling(self, stage: str) -> Callable[[int], None]:
-        return lambda n: self.progress(stage, n)
+        def told(n: int) -> None:
+            self.give_back()
+            self.progress(stage, n)
+
+        return told
 
     def piece_size(self, n_byte: int) -> int:
-        """Bytes of labels to number at once: more of a large source, to have fewer pieces."""
-        room = self.memory // (8 * (self.threads + 2))
-        return max(min(room, max(PIECE_SIZE, n_byte // MAX_PIECE)), MIN_PIECE_SIZE)
+        """Bytes of labels to number at once."""
+        return max(min(self.share, max(PIECE_SIZE, n_byte // MAX_PIECE)), MIN_SIZE)
+
+    def n_partition(self, n_byte: int) -> int:
+        """Into how many parts to divide the labels."""
+        wanted = max(PARTITION_SIZE, n_byte // MAX_PARTITION)
+        return max(-(-n_byte // max(min(self.share, wanted, LARGEST_PARTITION), 1)), 1)
 
     def piece_rows(self, n_shard: int) -> int:
         """Rows to sort at once; with many shards, enough for a few in each bucket."""
         low, high = PIECE_ROWS
-        room = self.memory // (2 * ROW_BYTES * (self.threads + 2))
-        return min(max(room, low), max(high, 16 * n_shard**2))
+        return min(max(self.share // (2 * ROW_BYTES), low), max(high, 16 * n_shard**2))
 
-    def n_partition(self, n_byte: int) -> int:
-        room = min(max(self.memory // 8, 1), PARTITION_SIZE)
-        return min(max(-(-n_byte // room), 1), MAX_PARTITION)
+
+@contextlib.contextmanager
+def _resources(
+    folder: Path, memory: int, threads: Optional[int], progress: Progress
+) -> Iterator[Resources]:
+    n_thread = threads or min(pa.cpu_count(), MAX_THREADS)
+    with explained(folder), given_back() as give_back, ThreadPoolExecutor(n_thread) as pool:
+        yield Resources(memory, pool, n_thread, progress, give_back)
 
 
 def prepare(
@@ -108,8 +131,8 @@ def prepare(
         n_shard: shards that the triples of "train" are sorted for; None sorts nothing.
         seed: of the sharding.
         add_inverse_triples: sort inverse triples too.
-        memory_limit: bytes for labels and pieces of the sources; Python, Arrow and some 40 bytes
-            an entity come on top.
+        memory_limit: bytes for labels and pieces of the sources, of which no more are used than
+            help; Python, Arrow and some 50 bytes an entity come on top.
         columns: positions or names of head, relation and tail, as for KGDataset.from_files.
         delimiter: as for KGDataset.from_files.
         threads: default: as many as Arrow uses, 8 at most.
@@ -128,9 +151,7 @@ def prepare(
     if n_shard is not None and "train" not in tables:
         raise ConfigError(f"buckets are of the part 'train', the parts are {list(tables)}")
     _check_folder(folder, resume)
-    n_thread = threads or min(pa.cpu_count(), MAX_THREADS)
-    with explained(folder), ThreadPoolExecutor(n_thread) as pool:
-        use = Resources(memory_limit, pool, n_thread, progress)
+    with _resources(folder, memory_limit, threads, progress) as use:
         if (folder / MANIFEST).is_file():
             manifest = _checked(folder, tables)
         else:
@@ -158,9 +179,7 @@ def add_buckets(
     folder = Path(folder)
     manifest = Manifest.read(folder)
     check_files(folder, manifest, [name for name in manifest.files if "/" not in name], False)
-    n_thread = threads or min(pa.cpu_count(), MAX_THREADS)
-    with explained(folder), ThreadPoolExecutor(n_thread) as pool:
-        use = Resources(memory_limit, pool, n_thread, progress)
+    with _resources(folder, memory_limit, threads, progress) as use:
         manifest = _with_buckets(folder, manifest, n_shard, seed, add_inverse_triples, use)
         replace_json(folder / MANIFEST, manifest.as_json())
     return manifest
@@ -240,7 +259,7 @@ def _number(folder: Path, tables: Tables, use: Resources, resume: bool) -> Manif
     for kind in KINDS:
         told = use.telling(f"numbering {kind} labels")
         numbered[kind] = stages.run(
-            f"number {kind}", partial(number, scans, part_of, kind, work, folder, told)
+            f"number {kind}", partial(number, scans, part_of, kind, work, folder, use.pool, told)
         )
     paths = [folder / f"{part}.npy" for part in tables]
     told = use.telling("translating labels to IDs")

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from besskge_core.dataset import MAX_ENTITY
 from besskge_core.errors import DataError
-from besskge_core.preparation.scanning import KINDS, SIDES, Scan
+from besskge_core.preparation.scanning import KINDS, SIDES, Scan, codes_of, indices, label_array
 from besskge_core.preparation.stages import Facts
 from besskge_core.preparation.writing import HashedFile, in_order, npy_header
 from besskge_core.prepared import LABELS, Record, record_of
@@ -38,7 +38,7 @@ from besskge_core.prepared import LABELS, Record, record_of
 __all__ = ["number", "translate"]
 
 SCHEMA = pa.schema([pa.field("label", pa.string(), nullable=False)])
-ROW_GROUP = 2**20  # labels; whatever the memory is, so that files are equal
+ROW_GROUP = 2**17  # labels; whatever the memory is, so that files are equal
 
 
 class Segment(NamedTuple):
@@ -86,6 +86,7 @@ def number(
     kind: str,
     work: Path,
     folder: Path,
+    pool: ThreadPoolExecutor,
     progress: Callable[[int], None],
 ) -> Tuple[Facts, Dict[Path, Record]]:
     """Give the labels of one kind their IDs, and write them in this order.
@@ -96,6 +97,7 @@ def number(
         kind: "entity" or "relation".
         work: folder of the entries and IDs.
         folder: of the file of labels.
+        pool: threads that compare labels.
         progress: is told the entries of each partition.
 
     Returns:
@@ -109,8 +111,8 @@ def number(
         file = stack.enter_context(HashedFile(work / f"{kind}.entries"))
         for scan in scans:
             stack.callback(scan.close)
-        for partition in range(len(counts)):
-            codes, found = _distinct(scans, order, kind, partition, bases)
+        entries = (_entries(scans, order, kind, i, of, bases) for i, of in enumerate(counts))
+        for partition, (codes, found) in enumerate(in_order(pool, _distinct, entries, 1)):
             file.write(codes + np.int32(sum(spilled.n_label)))
             spilled.put(partition, found)
             _check_number(kind, sum(spilled.n_label))
@@ -126,26 +128,42 @@ def _check_number(kind: str, n: int) -> None:
         )
 
 
-def _distinct(
+class Entries(NamedTuple):
+    """Labels of a partition, segment after segment; one that several pieces have comes again.
+
+    Attributes:
+        text: the labels, UTF-8.
+        marks: int32 (K, 2), bytes and rank of each label.
+        keys: int64 (K,), where each label stands in the order of IDs.
+    """
+
+    text: NDArray[np.uint8]
+    marks: NDArray[np.int32]
+    keys: NDArray[np.int64]
+
+
+def _entries(
     scans: Sequence[Scan],
     order: Sequence[Segment],
     kind: str,
     partition: int,
+    counts: NDArray[np.int64],
     bases: NDArray[np.int64],
-) -> Tuple[NDArray[np.int32], Found]:
+) -> Entries:
+    """The entries of a partition, of `counts` (G,) in each segment."""
+    cells = [scans[s.scan].cell(kind, s.piece, partition, s.side) for s in order]
+    text, marks = (b"".join(parts) for parts in zip(*cells))
+    numbers = np.frombuffer(marks, np.int32).reshape(-1, 2)
+    keys = np.repeat(bases[:-1], counts) + numbers[:, 1]
+    return Entries(np.frombuffer(text, np.uint8), numbers, keys)
+
+
+def _distinct(entries: Entries) -> Tuple[NDArray[np.int32], Found]:
     """Which label each entry of a partition is, int32, and the labels."""
-    labels, keys = [], []
-    for base, segment in zip(bases, order):
-        chunk, ranks = scans[segment.scan].labels(kind, segment.piece, partition, segment.side)
-        if len(ranks):
-            labels.append(chunk)
-            keys.append(base + ranks.astype(np.int64))
-    if not labels:
-        return np.empty(0, np.int32), Found(pa.array([], pa.string()), np.empty(0, np.int64))
-    coded = pa.chunked_array(labels).dictionary_encode()
-    codes = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
+    coded = label_array(entries.text, entries.marks[:, 0]).dictionary_encode()
+    codes = codes_of(pa.chunked_array([coded]))
     is_first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
-    return codes, Found(coded.chunk(0).dictionary, np.concatenate(keys)[is_first])
+    return codes, Found(coded.dictionary, entries.keys[is_first])
 
 
 class _Spilled:
@@ -195,7 +213,7 @@ def _merge(
             slices = [slice(a, b) for a, b in zip(first.tolist(), end.tolist())]
             order = np.argsort(np.concatenate([of.keys[x] for of, x in zip(found, slices)]))
             labels = pa.chunked_array([of.labels[x] for of, x in zip(found, slices)], pa.string())
-            file.write(labels if len(found) == 1 else labels.take(pa.array(order)))
+            file.write(labels if len(found) == 1 else labels.take(indices(order)))
             places = [np.arange(s + x.start, s + x.stop) for s, x in zip(starts, slices)]
             ids[np.concatenate(places)[order]] = np.arange(n, n + len(order), dtype=np.int32)
             n += len(order)

@@ -9,8 +9,8 @@ A *scan* is what is left of one source file:
 =============== ================================================================================
 codes           piece after piece: int32 (3, n), the place of a label in its piece's dictionary
 entity.text     piece after piece, the labels of its dictionary, UTF-8
-entity.sizes    uint32, bytes of each of these labels
-entity.ranks    int32, when the label appeared first, among those of its piece and its side
+entity.marks    int32 (K, 2), of each label: its bytes; when it appeared first, among those of
+                its piece and its side
 entity.table    int64 (n_piece, P, S, 2): labels, and bytes of them, of a partition and a side
 relation.*      likewise
 rows            int64 (n_piece,), rows of each piece
@@ -24,10 +24,9 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from typing import (
-    Any,
-    BinaryIO,
     Callable,
     Dict,
     Iterable,
@@ -48,13 +47,13 @@ from besskge_core.preparation.writing import HashedFile, in_order, save_npy
 from besskge_core.prepared import Record
 from besskge_core.reading.files import TableFile, stream_strings
 
-__all__ = ["Piece", "Scan", "label_array", "scan", "text_of"]
+__all__ = ["Piece", "Scan", "codes_of", "indices", "label_array", "scan", "text_of"]
 
 #: Columns of a triple that hold labels of each kind; the order of the columns is that of IDs.
 SIDES = {"entity": (0, 2), "relation": (1,)}
 KINDS = tuple(SIDES)
 
-BLOCK_SIZES = (2**16, 2**21)  # bytes
+BLOCK_SIZES = (2**16, 2**20)  # bytes
 MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -107,7 +106,7 @@ def scan(
         def new(name: str) -> HashedFile:
             return stack.enter_context(HashedFile(stem.with_name(f"{stem.name}.{name}")))
 
-        names = [f"{kind}.{name}" for kind in KINDS for name in ("text", "sizes", "ranks")]
+        names = [f"{kind}.{name}" for kind in KINDS for name in ("text", "marks")]
         files = {name: new(name) for name in ("codes", *names)}
         pieces = _gathered(stream_strings(table, _block_size(piece_size)), piece_size)
         for piece in in_order(pool, lambda x: number_piece(x, n_partition), pieces, 2):
@@ -115,8 +114,7 @@ def scan(
             for kind, (labels, ranks, counts) in piece.dictionaries.items():
                 text, ends = text_of(labels)
                 files[f"{kind}.text"].write(text)
-                files[f"{kind}.sizes"].write(np.diff(ends).astype(np.uint32))
-                files[f"{kind}.ranks"].write(ranks)
+                files[f"{kind}.marks"].write(np.stack([np.diff(ends), ranks], axis=1))
                 tables[kind].append(counts)
             rows.append(piece.codes.shape[1])
             progress(rows[-1])
@@ -131,7 +129,7 @@ def scan(
 def _block_size(piece_size: int) -> int:
     """Bytes that Arrow reads at once; it reads 32 such blocks ahead, whoever waits for them."""
     low, high = BLOCK_SIZES
-    return min(max(piece_size // 16, low), high)
+    return min(max(piece_size // 2, low), high)
 
 
 def _gathered(
@@ -170,7 +168,7 @@ class Scan:
         self.rows = np.load(self._path("rows.npy"))
         self.tables = {kind: np.load(self._path(f"{kind}.table.npy")) for kind in KINDS}
         self._starts = {kind: _exclusive(table) for kind, table in self.tables.items()}
-        self._files: Dict[Path, BinaryIO] = {}
+        self._files: Dict[str, FileIO] = {}
 
     def _path(self, name: str) -> Path:
         return self._stem.with_name(f"{self._stem.name}.{name}")
@@ -181,26 +179,20 @@ class Scan:
         path = self._path("codes")
         return np.fromfile(path, np.int32, 3 * n, offset=12 * start).reshape(3, n)
 
-    def labels(
-        self, kind: str, piece: int, partition: int, side: int
-    ) -> Tuple[pa.StringArray, NDArray[np.int32]]:
-        """The labels of one cell of the table, by first appearance, and their ranks.
+    def cell(self, kind: str, piece: int, partition: int, side: int) -> Tuple[bytes, bytes]:
+        """Text and marks of one cell of the table; not for several threads at once."""
+        label, byte = self._starts[kind][piece, partition, side].tolist()
+        n_label, n_byte = self.tables[kind][piece, partition, side].tolist()
+        return (
+            self._read(f"{kind}.text", byte, n_byte),
+            self._read(f"{kind}.marks", 8 * label, 8 * n_label),
+        )
 
-        Not for several threads at once.
-        """
-        start, byte = self._starts[kind][piece, partition, side].tolist()
-        n, n_byte = self.tables[kind][piece, partition, side].tolist()
-        sizes = self._read(f"{kind}.sizes", np.uint32, start, n)
-        text = self._read(f"{kind}.text", np.uint8, byte, n_byte)
-        return label_array(text, sizes), self._read(f"{kind}.ranks", np.int32, start, n)
-
-    def _read(self, name: str, dtype: Any, start: int, n: int) -> NDArray[Any]:
-        path = self._path(name)
-        if path not in self._files:  # there may be millions of cells, so they stay open
-            self._files[path] = path.open("rb", buffering=0)
-        file, size = self._files[path], np.dtype(dtype).itemsize
-        file.seek(start * size)
-        return np.frombuffer(file.read(n * size), dtype)
+    def _read(self, name: str, start: int, n: int) -> bytes:
+        if name not in self._files:  # there may be millions of cells, so they stay open
+            self._files[name] = self._path(name).open("rb", buffering=0)
+        self._files[name].seek(start)
+        return self._files[name].read(n)
 
     def close(self) -> None:
         while self._files:
@@ -225,7 +217,7 @@ def _encode(
     joined = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
     coded = joined.dictionary_encode()
     labels = coded.chunk(0).dictionary
-    codes = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
+    codes = codes_of(coded)
     parts = np.split(codes, np.cumsum([len(column) for column in columns])[:-1])
     # Codes are given by first appearance: those of a side end where its largest one is.
     ends = np.maximum.accumulate([int(part.max()) + 1 for part in parts])
@@ -241,7 +233,7 @@ def _encode(
         counts = np.bincount(cell.astype(np.int64), minlength=n_cell).reshape(n_partition, -1)
         place = np.empty(len(order), np.int32)
         place[order] = np.arange(len(order), dtype=np.int32)
-        labels, ranks, parts = labels.take(pa.array(order)), ranks[order], [place[x] for x in parts]
+        labels, ranks, parts = labels.take(indices(order)), ranks[order], [place[x] for x in parts]
     bounds = np.concatenate([[0], np.cumsum(counts)])
     n_byte = np.diff(text_of(labels)[1][bounds]).reshape(counts.shape)
     return parts, Dictionary(labels, ranks, np.stack([counts, n_byte], axis=-1))
@@ -262,6 +254,21 @@ def hashes(labels: pa.StringArray) -> NDArray[np.uint64]:
         found = (mixed[rows] ^ word) * MIX
         mixed[rows] = found ^ (found >> np.uint64(29))
     return mixed
+
+
+def codes_of(coded: pa.ChunkedArray) -> NDArray[np.int32]:
+    """Codes of strings that are encoded as a dictionary; to_numpy would import pandas."""
+    parts = [np.empty(0, np.int32)]
+    for chunk in coded.chunks:
+        found = chunk.indices
+        numbers = np.frombuffer(found.buffers()[1], np.int32)
+        parts.append(numbers[found.offset : found.offset + len(found)])
+    return np.concatenate(parts)
+
+
+def indices(order: NDArray[np.int64]) -> pa.Int64Array:
+    """Places (K,) for Arrow's take; pa.array would import pandas, where there is one."""
+    return pa.Array.from_buffers(pa.int64(), len(order), [None, pa.py_buffer(order)])
 
 
 def text_of(labels: pa.StringArray) -> Tuple[NDArray[np.uint8], NDArray[np.int32]]:

@@ -397,7 +397,8 @@ def _positions(table: TableFile, first: Sequence[str], where: str) -> List[int]:
 
 
 def _has_empty(column: pa.ChunkedArray) -> bool:
-    return bool(pc.any(pc.equal(column, "")).as_py())
+    # Not pc.equal(column, ""): turning that label to Arrow imports pandas, where there is one.
+    return bool(pc.min(pc.binary_length(column)).as_py() == 0)
 
 
 def _not_empty(columns: List[pa.ChunkedArray], table: TableFile) -> List[pa.ChunkedArray]:
