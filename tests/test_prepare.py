@@ -146,6 +146,16 @@ def test_the_files_do_not_depend_on_memory_or_threads(folder, tmp_path):
     assert len(first) == 8 and all(contents(tmp_path / f"{i}") == first for i in range(1, 4))
 
 
+def test_labels_are_stored_in_row_groups_of_equal_size(folder, in_memory, tmp_path, monkeypatch):
+    monkeypatch.setattr("besskge_core.preparation.numbering.ROW_GROUP", 1_000)
+    for memory in (TINY, 2**30):
+        prepare(folder, tmp_path / f"{memory}", None, memory_limit=memory)
+        file = pq.ParquetFile(tmp_path / f"{memory}" / "entities.parquet")
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        assert sizes == [1_000] * (len(sizes) - 1) + [in_memory.n_entity % 1_000]
+        assert list(open_prepared(tmp_path / f"{memory}").entity_dict) == in_memory.entity_dict
+
+
 KINDS = {
     "tsv": ("x.tsv", {}),
     "compressed": ("x.txt.gz", {}),
