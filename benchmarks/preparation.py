@@ -82,7 +82,7 @@ def beside_others(peers: Peers, rounds: int, n_triple: int, n_entity: int) -> Li
     answers: Dict[str, List[Dict[str, Any]]] = {}
     for _ in range(rounds):
         for name, n_shard in zip(cases, (8, None)):
-            answers.setdefault(name, []).append(ask_prepare(path, n_shard, 4 * GIB))
+            answers.setdefault(name, []).append(ask_prepare(path, n_shard, GIB))
         for contender in ("besskge", "pykeen", "dglke"):
             title = (
                 "KGDataset.from_files, in memory" if contender == "besskge" else NAMES[contender]

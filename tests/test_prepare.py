@@ -512,7 +512,7 @@ def test_a_source_that_has_changed_since_is_refused(folder, tmp_path):
         prepare(tmp_path / "source", tmp_path / "out", 3, resume=True)
 
 
-@pytest.mark.parametrize("limit", [20_000, 100_000, 150_000])
+@pytest.mark.parametrize("limit", [600, 3_000, 20_000, 100_000, 150_000])
 def test_a_full_disk_is_named_and_leaves_nothing_that_looks_complete(
     folder, whole, tmp_path, limit
 ):
@@ -532,6 +532,11 @@ def test_no_room_is_an_error_of_ours(small, tmp_path, monkeypatch):
     monkeypatch.setattr("besskge_core.preparation.making.write_buckets", full)
     with pytest.raises(PreparationError, match=r"the disk is full; .*\(--resume\)"):
         prepare(small, tmp_path / "out", 2)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_of_ours(small, tmp_path):
+    with pytest.raises(PreparationError, match="Not a directory"):
+        prepare(small, small / "out", 2)
 
 
 # -- the command -----------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from besskge_core.dataset import MAX_ENTITY
 from besskge_core.errors import DataError
 from besskge_core.preparation.scanning import KINDS, SIDES, Scan, codes_of, indices, label_array
 from besskge_core.preparation.stages import Facts
-from besskge_core.preparation.writing import HashedFile, in_order, npy_header
+from besskge_core.preparation.writing import HashedFile, in_order, npy_header, save_npy
 from besskge_core.prepared import LABELS, Record, record_of
 
 __all__ = ["number", "translate"]
@@ -179,7 +179,7 @@ class _Spilled:
         if self.n_partition == 1:
             self._kept[partition] = found
             return
-        np.save(self._path(partition, "keys.npy"), found.keys)
+        save_npy(self._path(partition, "keys.npy"), found.keys)
         with pa.ipc.new_file(str(self._path(partition, "labels")), SCHEMA) as writer:
             writer.write(pa.record_batch([found.labels], schema=SCHEMA))
 

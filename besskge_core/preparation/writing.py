@@ -15,7 +15,7 @@ from typing import Any, Callable, Deque, Dict, Iterable, Iterator, Tuple, TypeVa
 import numpy as np
 from numpy.typing import NDArray
 
-from besskge_core.errors import PreparationError
+from besskge_core.errors import BessError, PreparationError
 from besskge_core.prepared import Record
 
 T = TypeVar("T")
@@ -80,12 +80,13 @@ def explained(folder: Path) -> Iterator[None]:
     """Turns what the operating system refuses into an error that says how to go on."""
     try:
         yield
+    except BessError:
+        raise
     except OSError as error:
-        if error.errno not in FULL:
-            raise
+        what = FULL.get(error.errno or 0, str(error))
         raise PreparationError(
-            f"{folder}: {FULL[error.errno]}; nothing in it is used before it is complete. Make room"
-            " and go on with resume=True (--resume), or remove the folder"
+            f"{folder}: {what}; nothing in it is used before it is complete. Mend that and go on"
+            " with resume=True (--resume), or remove the folder"
         ) from error
 
 
