@@ -26,6 +26,7 @@ from rich.text import Text
 
 from besskge_core import config as configuration
 from besskge_core.catalogue import benchmarks
+from besskge_core.cli_prepare import prepare_command
 from besskge_core.environment import describe, version_of
 from besskge_core.errors import BessError, CheckpointError, ConfigError, DataError, DataWarning
 from besskge_core.evaluation import METRICS, Ranking, rank_candidates, rank_triples
@@ -125,6 +126,9 @@ def main() -> NoReturn:
 
     warnings.showwarning = show
     sys.exit(cli())
+
+
+cli.add_command(_debug(prepare_command))
 
 
 # -- train -----------------------------------------------------------------------------------------

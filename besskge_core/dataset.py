@@ -54,9 +54,9 @@ class KGDataset:
     n_entity: int
     n_relation_type: int
     triples: Dict[str, NDArray[np.int32]]
-    original_triple_ids: Dict[str, NDArray[np.int64]]
-    entity_dict: Optional[List[str]] = None
-    relation_dict: Optional[List[str]] = None
+    original_triple_ids: Mapping[str, NDArray[np.int64]]
+    entity_dict: Optional[Sequence[str]] = None
+    relation_dict: Optional[Sequence[str]] = None
     type_offsets: Optional[Dict[str, int]] = None
     neg_heads: Optional[Dict[str, NDArray[np.int32]]] = None
     neg_tails: Optional[Dict[str, NDArray[np.int32]]] = None
@@ -75,6 +75,16 @@ class KGDataset:
             f"KGDataset(n_entity={self.n_entity}, n_relation_type={self.n_relation_type},"
             f" triples={sizes})"
         )
+
+    @classmethod
+    def of_checked(cls, **fields: Any) -> KGDataset:
+        """As the constructor, of fields that were checked when they were stored: none is read.
+
+        Labels may be any sequence, and `original_triple_ids` any mapping.
+        """
+        dataset = cls.__new__(cls)
+        vars(dataset).update(dict.fromkeys(cls.__dataclass_fields__), **fields)
+        return dataset
 
     # -- what it is made from ----------------------------------------------------------------------
 
@@ -326,6 +336,7 @@ class KGDataset:
                 f"original_triple_ids has the parts {sorted(self.original_triple_ids)}, expected"
                 f" those of triples, {sorted(self.triples)}"
             )
+        checked = {}
         for part, rows in self.triples.items():
             ids = np.asarray(self.original_triple_ids[part])
             if ids.shape != (len(rows),):
@@ -333,7 +344,8 @@ class KGDataset:
                     f"original_triple_ids[{part!r}] has shape {ids.shape}, expected"
                     f" ({len(rows)},): one for each triple"
                 )
-            self.original_triple_ids[part] = ids.astype(np.int64, copy=False)
+            checked[part] = ids.astype(np.int64, copy=False)
+        self.original_triple_ids = checked
 
     def _check_types(self) -> None:
         offsets = list((self.type_offsets or {"": 0}).values())
@@ -378,7 +390,7 @@ def _check_ids(name: str, ids: NDArray[Any], limit: int) -> None:
         )
 
 
-def _check_labels(name: str, labels: Optional[List[str]], n: int, unique: bool) -> None:
+def _check_labels(name: str, labels: Optional[Sequence[str]], n: int, unique: bool) -> None:
     if labels is None:
         return
     if len(labels) != n:

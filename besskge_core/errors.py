@@ -8,6 +8,7 @@
     ├── DataError (ValueError)                input data is wrong; begins "file:line:" where known
     ├── DatasetNotFoundError (FileNotFoundError)  no benchmark, file or folder of this name
     ├── DownloadError (OSError)               a benchmark could not be fetched, or came damaged
+    ├── PreparationError (OSError)            preparing a data set cannot go on, as for a full disk
     ├── CheckpointError (RuntimeError)        a checkpoint is incomplete, damaged or of other make
     ├── WorkerLostError (RuntimeError)        another rank died, hangs or failed
     ├── NoSampleWeightSupportError (RuntimeError)      this loss has no place for such weights
@@ -36,6 +37,7 @@ __all__ = [
     "NoSampleWeightSupportError",
     "NoTrainingBatchError",
     "NonFiniteLossError",
+    "PreparationError",
     "ShapeError",
     "SubBatchingNotSupportedError",
     "UnsupportedLabelSmoothingError",
@@ -65,6 +67,10 @@ class DatasetNotFoundError(BessError, FileNotFoundError):
 
 class DownloadError(BessError, OSError):
     """A benchmark could not be fetched, or what came is not what it should be."""
+
+
+class PreparationError(BessError, OSError):
+    """A data set cannot be prepared further, for a reason outside of the data."""
 
 
 class CheckpointError(BessError, RuntimeError):

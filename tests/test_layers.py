@@ -13,11 +13,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "besskge_core"
 LAYERS = [  # low to high; modules of one line may know each other
     "errors", "registry", "config environment vocabulary", "counting", "philox", "shapes",
-    "reading", "dataset", "catalogue",
-    "sharding", "known", "negative_sampler", "ops", "exchange", "batch_sampler", "embedding",
-    "loss", "metric", "scoring", "regularizer", "utils", "bess", "optim", "runtime", "all_entities",
-    "top_k", "evaluation", "predict", "pipeline", "triples_factory", "model", "training", "exporting",
-    "report", "planning", "cli",
+    "reading", "dataset", "prepared", "catalogue", "sharding", "preparation", "known",
+    "negative_sampler", "ops", "exchange", "batch_sampler", "embedding", "loss", "metric", "scoring",
+    "regularizer", "utils", "bess", "optim", "runtime", "all_entities", "top_k", "evaluation", "predict",
+    "pipeline", "triples_factory", "model", "training", "exporting", "report", "planning",
+    "cli_prepare", "cli",
 ]  # fmt: skip
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -32,6 +32,7 @@ from besskge_core.catalogue.download import Benchmark, SourceFile
 from besskge_core.catalogue.family import family
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError, DataError, DatasetNotFoundError, DataWarning
+from besskge_core.prepared import is_prepared, open_prepared
 from besskge_core.reading import archives
 from besskge_core.reading.archives import ARCHIVES, Archive
 from besskge_core.reading.folders import find_table
@@ -216,8 +217,8 @@ def load_dataset(
 
     Args:
         spec: the name of a benchmark or generator, in any case (:data:`BENCHMARKS`,
-            :data:`ARCHIVES`, :data:`GENERATORS`); or the path of a folder, of a file of triples, or of a file of
-            :meth:`KGDataset.save`. Names come before paths; ``./family`` is a path.
+            :data:`ARCHIVES`, :data:`GENERATORS`); or the path of a folder, of a file of triples, of a file of
+            :meth:`KGDataset.save`, or of a prepared folder. Names come before paths; ``./family`` is a path.
         types: give IDs type by type, by the entity types that come with it. Of the benchmarks
             CoDEx-S (its most frequent type for each entity), KG20C and WN18RR (only from
             ``$BESSKGE_DATA``: parts of speech are not at its public source) have some;
@@ -237,6 +238,10 @@ def load_dataset(
         return _load_archive(ARCHIVES[name.lower()], types)
     if name.lower() in BENCHMARKS:
         return _load_benchmark(BENCHMARKS[name.lower()], types)
+    if is_prepared(name):
+        if types or options:
+            raise ConfigError(f"{name}: a prepared folder takes no options")
+        return open_prepared(name)
     if os.path.isdir(name):
         return KGDataset.from_folder(name, types=types, **options)
     if not os.path.isfile(name):

@@ -17,9 +17,6 @@ Labels stay strings, exactly as they are written: ``007``, ``NA`` and ``" x"`` s
 
 from __future__ import annotations
 
-import csv
-import io
-import lzma
 import os
 import warnings
 from dataclasses import dataclass
@@ -33,11 +30,28 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from besskge_core.errors import ConfigError, DataError, DatasetNotFoundError, DataWarning
+from besskge_core.reading.lines import (
+    DAMAGE,
+    explain,
+    first_row,
+    numbered_rows,
+    open_stream,
+    refuse_width,
+)
 
-__all__ = ["TableFile", "as_strings", "encode", "locate", "read_integers", "read_strings"]
+__all__ = [
+    "TableFile",
+    "as_strings",
+    "encode",
+    "locate",
+    "read_integers",
+    "read_strings",
+    "stream_strings",
+]
 
 Column = Union[int, str]
 
+PARQUET_ROW_BYTES = 40  # of three labels, to turn bytes into rows
 KINDS = ("tsv", "txt", "del", "csv", "parquet")
 COMPRESSIONS: Dict[str, str] = {"gz": "gzip", "bz2": "bz2", "zst": "zstd", "xz": "xz"}
 HEADERS = (
@@ -47,7 +61,6 @@ HEADERS = (
     {"s", "p", "o"},
     {"source", "relation", "target"},
 )
-DAMAGE = (pa.ArrowException, OSError, EOFError, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ def read_strings(table: TableFile) -> List[pa.ChunkedArray]:
         raise DatasetNotFoundError(f"{table.path}: no such file")
     if table.kind == "parquet":
         return _read_parquet(table)
-    first_line, first = _first_row(table)
+    first_line, first = first_row(table)
     positions = _positions(table, first, f"{table.path}:{first_line}")
     skip = first_line if table.has_header else 0
     try:
@@ -133,7 +146,7 @@ def read_strings(table: TableFile) -> List[pa.ChunkedArray]:
         problem, columns = str(error), []
     if columns and not any(_has_empty(column) for column in columns):
         return _not_empty(columns, table)
-    n_empty, first_empty = _explain(table, len(first), positions)
+    n_empty, first_empty = explain(table, len(first), positions)
     if not n_empty:
         raise DataError(f"{table.path}: {problem}")
     warnings.warn(
@@ -142,6 +155,31 @@ def read_strings(table: TableFile) -> List[pa.ChunkedArray]:
         stacklevel=2,
     )
     return _not_empty(_read_csv(table, len(first), positions, skip, True), table)
+
+
+def stream_strings(table: TableFile, block_size: int) -> Iterator[List[pa.ChunkedArray]]:
+    """The columns of :func:`read_strings`, a piece of the file after the other.
+
+    Empty lines are skipped without a warning.
+
+    Args:
+        table: what to read.
+        block_size: bytes of a piece; no line may be longer.
+
+    Raises:
+        DatasetNotFoundError: no such file.
+        DataError: as of :func:`read_strings`, perhaps after some pieces.
+    """
+    if not os.path.isfile(table.path):
+        raise DatasetNotFoundError(f"{table.path}: no such file")
+    stream = _stream_parquet if table.kind == "parquet" else _stream_csv
+    n_row = 0
+    for columns in stream(table, block_size):
+        n_row += len(columns[0])
+        if len(columns[0]):
+            yield columns
+    if not n_row:
+        _refuse_no_row(table)
 
 
 def read_integers(table: TableFile) -> NDArray[np.int64]:
@@ -154,8 +192,8 @@ def read_integers(table: TableFile) -> NDArray[np.int64]:
     try:
         return np.stack([pc.cast(column, pa.int64()).to_numpy() for column in columns], axis=1)
     except pa.ArrowInvalid:
-        rows = zip(*(column.to_pylist() for column in columns))
-        row, fields = next((i, f) for i, f in enumerate(rows) if not all(map(_is_int64, f)))
+        records = zip(*(column.to_pylist() for column in columns))
+        row, fields = next((i, f) for i, f in enumerate(records) if not all(map(_is_int64, f)))
         wrong = next(field for field in fields if not _is_int64(field))
         raise DataError(
             f"{locate(table, row)}: {wrong!r} is not an integer ID; files of labels are read by"
@@ -221,7 +259,7 @@ def locate(table: TableFile, row: int) -> str:
     """Where a row stands: "file:line", or "file: row" in a Parquet file."""
     if table.kind == "parquet":
         return f"{table.path}: row {row}"
-    filled = (line for line, fields in _rows(table) if fields)
+    filled = (line for line, fields in numbered_rows(table) if fields)
     for _ in range(row + table.has_header):
         next(filled)
     return f"{table.path}:{next(filled)}"
@@ -230,48 +268,103 @@ def locate(table: TableFile, row: int) -> str:
 # -- the fast way ----------------------------------------------------------------------------------
 
 
-def _open(table: TableFile) -> Any:
-    if table.compression == "xz":
-        return lzma.open(table.path)
-    return pa.input_stream(table.path, compression=table.compression)
+def _csv_options(
+    table: TableFile, n_column: int, positions: Sequence[int], skip: int, ignore_empty_lines: bool,
+    block_size: Optional[int] = None,
+) -> Dict[str, Any]:  # fmt: skip
+    names = [str(i) for i in range(n_column)]
+    wanted = [names[i] for i in positions]
+    return {
+        "read_options": pyarrow.csv.ReadOptions(
+            column_names=names, skip_rows=skip, block_size=block_size
+        ),
+        "parse_options": pyarrow.csv.ParseOptions(
+            delimiter=table.separator,
+            quote_char='"' if table.is_quoted else False,
+            newlines_in_values=table.is_quoted,
+            ignore_empty_lines=ignore_empty_lines,
+        ),
+        "convert_options": pyarrow.csv.ConvertOptions(
+            column_types={name: pa.string() for name in wanted}, include_columns=wanted
+        ),
+    }
 
 
 def _read_csv(
     table: TableFile, n_column: int, positions: Sequence[int], skip: int, ignore_empty_lines: bool
 ) -> List[pa.ChunkedArray]:
-    names = [str(i) for i in range(n_column)]
-    wanted = [names[i] for i in positions]
-    with _open(table) as stream:
-        read = pyarrow.csv.read_csv(
-            stream,
-            read_options=pyarrow.csv.ReadOptions(column_names=names, skip_rows=skip),
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter=table.separator,
-                quote_char='"' if table.is_quoted else False,
-                newlines_in_values=table.is_quoted,
-                ignore_empty_lines=ignore_empty_lines,
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types={name: pa.string() for name in wanted}, include_columns=wanted
-            ),
-        )
-    return [read[name] for name in wanted]
+    options = _csv_options(table, n_column, positions, skip, ignore_empty_lines)
+    with open_stream(table) as stream:
+        read = pyarrow.csv.read_csv(stream, **options)
+    return [read[name] for name in options["convert_options"].include_columns]
+
+
+def _stream_csv(table: TableFile, block_size: int) -> Iterator[List[pa.ChunkedArray]]:
+    first_line, first = first_row(table)
+    positions = _positions(table, first, f"{table.path}:{first_line}")
+    skip = first_line if table.has_header else 0
+    options = _csv_options(table, len(first), positions, skip, True, block_size)
+    problem = "it has an empty label"
+    try:
+        with open_stream(table) as stream, pyarrow.csv.open_csv(stream, **options) as reader:
+            for batch in reader:
+                piece = pa.Table.from_batches([batch])
+                columns = [piece[name] for name in options["convert_options"].include_columns]
+                if any(_has_empty(column) for column in columns):
+                    break
+                yield columns
+            else:
+                return
+    except DAMAGE as error:
+        problem = str(error)
+    explain(table, len(first), positions)
+    raise DataError(f"{table.path}: {problem}")
 
 
 def _read_parquet(table: TableFile) -> List[pa.ChunkedArray]:
+    file, wanted = _open_parquet(table)
     try:
-        file = pyarrow.parquet.ParquetFile(table.path)
-        names = file.schema_arrow.names
-        wanted = [names[i] for i in _positions(table, names, table.path)]
         read = file.read(columns=wanted)
     except DAMAGE as error:
-        raise DataError(
-            f"{table.path}: not a Parquet file, or one cut short ({error}); copy or write it again"
-        ) from error
+        _refuse_parquet(table, error)
     return _not_empty([_parquet_strings(table, name, read[name]) for name in wanted], table)
 
 
-def _parquet_strings(table: TableFile, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _stream_parquet(table: TableFile, block_size: int) -> Iterator[List[pa.ChunkedArray]]:
+    file, wanted = _open_parquet(table)
+    n_row = 0
+    batches = file.iter_batches(max(block_size // PARQUET_ROW_BYTES, 1), columns=wanted)
+    while True:
+        try:
+            batch = next(batches, None)
+        except DAMAGE as error:
+            _refuse_parquet(table, error)
+        if batch is None:
+            return
+        piece = pa.Table.from_batches([batch])
+        yield [_parquet_strings(table, name, piece[name], n_row) for name in wanted]
+        n_row += batch.num_rows
+
+
+def _open_parquet(table: TableFile) -> Tuple[Any, List[str]]:
+    """The file, and the names of the wanted columns."""
+    try:
+        file = pyarrow.parquet.ParquetFile(table.path)
+    except DAMAGE as error:
+        _refuse_parquet(table, error)
+    names = file.schema_arrow.names
+    return file, [names[i] for i in _positions(table, names, table.path)]
+
+
+def _refuse_parquet(table: TableFile, error: Exception) -> NoReturn:
+    raise DataError(
+        f"{table.path}: not a Parquet file, or one cut short ({error}); copy or write it again"
+    ) from error
+
+
+def _parquet_strings(
+    table: TableFile, name: str, column: pa.ChunkedArray, first_row: int = 0
+) -> pa.ChunkedArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not (pa.types.is_integer(column.type) or str(column.type) in ("string", "large_string")):
@@ -281,7 +374,7 @@ def _parquet_strings(table: TableFile, name: str, column: pa.ChunkedArray) -> pa
     column = column.cast(pa.string())
     if column.null_count or _has_empty(column):
         missing = pc.or_kleene(pc.is_null(column), pc.equal(column, ""))
-        row = int(np.flatnonzero(np.asarray(missing))[0])
+        row = first_row + int(np.flatnonzero(np.asarray(missing))[0])
         raise DataError(f"{locate(table, row)}: column {name!r} is empty; remove the row")
     return column
 
@@ -295,7 +388,7 @@ def _positions(table: TableFile, first: Sequence[str], where: str) -> List[int]:
         return [first.index(str(c)) for c in table.columns or ()]
     wanted = [int(c) for c in table.columns or range(table.n_column)]
     if max(wanted) >= len(first) or (table.columns is None and len(first) != table.n_column):
-        _refuse_width(table, where, len(first), table.n_column)
+        refuse_width(table, where, len(first), table.n_column)
     if {field.strip().lower() for field in first} in HEADERS and table.kind != "parquet":
         raise DataError(
             f"{where}: {list(first)} looks like a header; pass its names, columns={tuple(first)}"
@@ -304,13 +397,18 @@ def _positions(table: TableFile, first: Sequence[str], where: str) -> List[int]:
 
 
 def _has_empty(column: pa.ChunkedArray) -> bool:
-    return bool(pc.any(pc.equal(column, "")).as_py())
+    # Not pc.equal(column, ""): turning that label to Arrow imports pandas, where there is one.
+    return bool(pc.min(pc.binary_length(column)).as_py() == 0)
 
 
 def _not_empty(columns: List[pa.ChunkedArray], table: TableFile) -> List[pa.ChunkedArray]:
     if not len(columns[0]):
-        raise DataError(f"{table.path}: there is no row in it; leave the file out or fill it")
+        _refuse_no_row(table)
     return columns
+
+
+def _refuse_no_row(table: TableFile) -> NoReturn:
+    raise DataError(f"{table.path}: there is no row in it; leave the file out or fill it")
 
 
 def _is_int64(field: str) -> bool:
@@ -318,85 +416,3 @@ def _is_int64(field: str) -> bool:
         return abs(int(field)) < 2**63
     except ValueError:
         return False
-
-
-# -- the slow way, which explains ------------------------------------------------------------------
-
-
-def _explain(table: TableFile, n_column: int, positions: Sequence[int]) -> Tuple[int, int]:
-    """Number of empty lines and the first of them; any other fault is raised, with its line."""
-    n_empty = first_empty = 0
-    for line, fields in _rows(table):
-        if not fields:
-            n_empty += 1
-            first_empty = first_empty or line
-        elif len(fields) != n_column:
-            _refuse_width(table, f"{table.path}:{line}", len(fields), n_column)
-        elif not all(fields[i] for i in positions):
-            empty = next(i for i in positions if not fields[i])
-            raise DataError(
-                f"{table.path}:{line}: column {empty} is empty; write a label there, or remove the"
-                " line"
-            )
-    return n_empty, first_empty
-
-
-def _refuse_width(table: TableFile, where: str, n_column: int, expected: int) -> NoReturn:
-    separator = "" if table.kind == "parquet" else f" separated by {table.separator!r}"
-    remedy = (
-        "pass another delimiter, or mend the line"
-        if n_column < expected
-        else "choose some with columns=(...), or mend the line"
-    )
-    raise DataError(f"{where}: {n_column} columns{separator}, expected {expected}; {remedy}")
-
-
-def _first_row(table: TableFile) -> Tuple[int, List[str]]:
-    """Line and fields of the first line that is not empty."""
-    for line, fields in _rows(table):
-        if fields:
-            return line, fields
-    raise DataError(
-        f"{table.path}:1: the file is empty; expected {table.n_column} columns separated by"
-        f" {table.separator!r}"
-    )
-
-
-def _rows(table: TableFile) -> Iterator[Tuple[int, List[str]]]:
-    """Line number, from 1, and fields of each line; no fields for an empty one."""
-    if table.is_quoted:
-        reader = csv.reader((line + "\n" for line in _lines(table)), delimiter=table.separator)
-        for fields in reader:
-            yield reader.line_num, fields
-    else:
-        for number, line in enumerate(_lines(table), start=1):
-            yield number, line.split(table.separator) if line else []
-
-
-def _lines(table: TableFile) -> Iterator[str]:
-    """Lines without their ends, which are LF, CR LF or CR."""
-    number = 0
-    try:
-        with _open(table) as stream:
-            for raw in io.BufferedReader(stream):
-                raw = raw[3:] if not number and raw.startswith(b"\xef\xbb\xbf") else raw
-                ended = raw[:-1] if raw.endswith(b"\n") else raw
-                for line in (ended[:-1] if ended.endswith(b"\r") else ended).split(b"\r"):
-                    number += 1
-                    yield _decoded(line, f"{table.path}:{number}")
-    except DAMAGE as error:
-        what = f"the .{table.path.rsplit('.', 1)[-1]} archive" if table.compression else "the file"
-        raise DataError(
-            f"{table.path}:{number + 1}: {what} cannot be read on from here ({error}); it is damaged"
-            " or cut short, so copy or download it again"
-        ) from error
-
-
-def _decoded(line: bytes, where: str) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where}: byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8; convert"
-            " the file, for example with iconv -f latin1 -t utf-8"
-        ) from None

@@ -16,8 +16,6 @@ from typing import Tuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import maximum_flow
 
 from besskge_core.errors import ConfigError
 from besskge_core.philox import Position, Purpose, permutation
@@ -106,6 +104,10 @@ def _flow(
     counts: NDArray[np.int64], rows: NDArray[np.int64], columns: NDArray[np.int64], height: int
 ) -> Tuple[NDArray[np.int64], NDArray[np.int64], bool]:
     """What of rows and columns flows to buckets of this height, and whether it is all of it."""
+    # Few graphs have hubs, and SciPy takes its time and 25 MiB.
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import maximum_flow
+
     n = len(rows)
     source, sink = 2 * n + n * n, 2 * n + n * n + 1  # then rows, columns and buckets, from 0
     bucket = 2 * n + np.arange(n * n).reshape(n, n)

@@ -32,7 +32,8 @@ class PartitionedTripleSet:
             Columns that the mode partitions by hold rows on the entity's shard, others IDs.
         triple_counts: int64 (n_shard,) or (n_shard, n_shard), triples of each bucket.
         triple_offsets: the same shape, first triple of each bucket.
-        triple_sort_idx: int64 (n_triple,), place of each triple before partitioning.
+        triple_sort_idx: int64 (n_triple,), place of each triple before partitioning; None for
+            those mapped from a prepared folder.
         types: int32 (n_triple, 2), types of head and tail, or None.
         neg_heads: int32 (n_triple or 1, n_negative), given negative heads, or None.
         neg_tails: likewise for tails.
@@ -45,7 +46,7 @@ class PartitionedTripleSet:
     triples: NDArray[np.int32]
     triple_counts: NDArray[np.int64]
     triple_offsets: NDArray[np.int64]
-    triple_sort_idx: NDArray[np.int64]
+    triple_sort_idx: Optional[NDArray[np.int64]] = None
     types: Optional[NDArray[np.int32]] = None
     neg_heads: Optional[NDArray[np.int32]] = None
     neg_tails: Optional[NDArray[np.int32]] = None

@@ -1,0 +1,107 @@
+"""Files with checksums, and work that is done ahead but comes in order."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, Tuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from besskge_core.errors import BessError, PreparationError
+from besskge_core.prepared import Record
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
+        errno.EFBIG: "the file grows larger than is allowed"}  # fmt: skip
+
+
+class HashedFile:
+    """A new file, written from its beginning to its end, which knows its checksum."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.size = path, 0
+        self._file, self._hash = path.open("wb"), hashlib.sha256()
+
+    def write(self, content: Any) -> int:
+        """Append an array or bytes; returns their number."""
+        array = np.ascontiguousarray(content) if isinstance(content, np.ndarray) else content
+        view = memoryview(array)  # type: ignore[arg-type]
+        view = view.cast("B") if view.nbytes else memoryview(b"")
+        self._file.write(view)
+        self._hash.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def __enter__(self) -> HashedFile:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+
+    @property
+    def record(self) -> Record:
+        return {"size": self.size, "sha256": self._hash.hexdigest()}
+
+
+def npy_header(shape: Tuple[int, ...], dtype: Any) -> Dict[str, Any]:
+    """What the beginning of a .npy file says of an array in C order."""
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    return {"descr": descr, "fortran_order": False, "shape": shape}
+
+
+def save_npy(path: Path, array: NDArray[Any]) -> Record:
+    """An array to a .npy file."""
+    with HashedFile(path) as file:
+        np.lib.format.write_array_header_1_0(file, npy_header(array.shape, array.dtype))
+        file.write(array)
+    return file.record
+
+
+def replace_json(path: Path, content: Any) -> None:
+    """Write a JSON file; a kill leaves either the old one or the new."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turns what the operating system refuses into an error that says how to go on."""
+    try:
+        yield
+    except BessError:
+        raise
+    except OSError as error:
+        what = FULL.get(error.errno or 0, str(error))
+        raise PreparationError(
+            f"{folder}: {what}; nothing in it is used before it is complete. Mend that and go on"
+            " with resume=True (--resume), or remove the folder"
+        ) from error
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
+) -> Iterator[R]:
+    """Results of a function, computed by threads, `ahead` of them at most waiting."""
+    waiting: Deque[Future[R]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
