@@ -227,7 +227,7 @@ def test_a_prepared_folder_is_mapped_and_trains_like_its_source(folder, in_memor
     for source in (folder, tmp_path / "out"):
         run = tmp_path / f"run-{len(outcome)}"
         arguments = ["train", "--dataset", source, "--out", run, "--dim", 4, "--epochs", 1,
-                     "--n-negative", 8, "--batch-size", 512, "--threads", 1]  # fmt: skip
+                     "--n-negative", 8, "--batch-size", 512, "--threads", 1, "--n-shard", 2]  # fmt: skip
         done = CliRunner().invoke(cli, [str(x) for x in arguments])
         assert done.exit_code == 0, done.output
         outcome.append((run / "metrics.json").read_text())

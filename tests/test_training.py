@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -21,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from besskge_core.catalogue import load_dataset
 from besskge_core.config import dump, replace_flags
 from besskge_core.dataset import KGDataset
-from besskge_core.errors import CheckpointError, ConfigError, NonFiniteLossError
+from besskge_core.errors import CheckpointError, ConfigError, DataWarning, NonFiniteLossError
 from besskge_core.loss import LOSSES
 from besskge_core.optim import OPTIMIZERS
+from besskge_core.preparation import prepare
 from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.training import TrainingConfig, load_run, train
 from besskge_core.training.build import build
@@ -411,3 +413,23 @@ def test_every_schedule_begins_at_one_and_never_rises(name):
 
 def test_the_learning_rate_rises_during_the_warm_up():
     assert [factor("constant", 0.5, done) for done in (0.1, 0.25, 0.5, 0.9)] == [0.2, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("n_shard", [2, 4])
+def test_a_prepared_folder_trains_as_its_source(tmp_path, n_shard):
+    graph, source = load_family(small()), tmp_path / "source"
+    source.mkdir()
+    for part, triples in graph.triples.items():
+        lines = ("\t".join(map(str, row)) for row in triples.tolist())
+        (source / f"{part}.txt").write_text("".join(f"{line}\n" for line in lines))
+    prepare(source, tmp_path / "prepared", n_shard=4)
+    runs = []
+    for name in ("source", "prepared"):
+        config = replace(small(n_shard=n_shard), data=DataConfig(str(tmp_path / name)))
+        # Of other shards than it has buckets for, it is sorted in memory, and says so.
+        told = pytest.warns(DataWarning, match="no buckets for 2 shards.*it has.*4 shards")
+        with told if (name, n_shard) == ("prepared", 2) else contextlib.nullcontext():
+            train(config, tmp_path / f"run-{name}")
+        runs.append(tmp_path / f"run-{name}")
+    assert losses(runs[0]) == losses(runs[1])
+    assert same_bits(weights(runs[0]), weights(runs[1]))

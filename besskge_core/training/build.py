@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import warnings
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
@@ -23,7 +25,7 @@ from besskge_core.bess import (
 )
 from besskge_core.dataset import KGDataset
 from besskge_core.embedding import Initializer, init_KGE_normal, init_KGE_uniform
-from besskge_core.errors import ConfigError
+from besskge_core.errors import ConfigError, DataWarning
 from besskge_core.known import KnownTriples
 from besskge_core.loss import LOSSES, BaseLossFunction, CrossEntropyLoss, LabelledLoss, Loss
 from besskge_core.negative_sampler import (
@@ -35,6 +37,8 @@ from besskge_core.negative_sampler import (
     TypeBasedShardedNegativeSampler,
 )
 from besskge_core.optim import OPTIMIZERS
+from besskge_core.preparation import prepared_triple_set
+from besskge_core.prepared import is_prepared
 from besskge_core.regularizer import REGULARIZERS, Regularizer
 from besskge_core.scoring import SCORE_FUNCTIONS, BaseScoreFunction
 from besskge_core.scoring.representations import Table
@@ -59,12 +63,7 @@ def build(config: TrainingConfig, dataset: KGDataset) -> Parts:
     """Sampler, model and optimiser of a run; tables are drawn from torch's seeded generator."""
     batch, seed = config.batch, config.run.seed
     score_fn = build_score_function(config, dataset)
-    triples = PartitionedTripleSet.create_from_dataset(
-        dataset,
-        "train",
-        score_fn.sharding,
-        add_inverse_triples=config.model.inverse_relations,
-    )
+    triples = _partitioned(config, dataset, score_fn.sharding)
     negatives = _build_negative_sampler(config, dataset, triples)
     make_sampler = (
         RigidShardedBatchSampler if batch.sampler == "rigid" else RandomShardedBatchSampler
@@ -79,6 +78,22 @@ def build(config: TrainingConfig, dataset: KGDataset) -> Parts:
         seed=seed,
     )
     return Parts(sampler, model, optimizer)
+
+
+def _partitioned(
+    config: TrainingConfig, dataset: KGDataset, sharding: Sharding
+) -> PartitionedTripleSet:
+    """The training triples in buckets; of a prepared folder that has them, mapped into memory."""
+    folder, inverse = config.data.dataset, config.model.inverse_relations
+    if is_prepared(folder) and sharding.hub_rows is None:
+        try:
+            found = prepared_triple_set(folder, config.run.seed, sharding.n_shard, inverse)
+            return dataclasses.replace(found, sharding=sharding)
+        except ConfigError as error:
+            warnings.warn(f"triples are sorted in memory: {error}", DataWarning, stacklevel=2)
+    return PartitionedTripleSet.create_from_dataset(
+        dataset, "train", sharding, add_inverse_triples=inverse
+    )
 
 
 def build_score_function(config: TrainingConfig, dataset: KGDataset) -> BaseScoreFunction:
