@@ -158,17 +158,21 @@ HARDWARE: Dict[str, Hardware] = {
         ),
         Hardware(
             name="cpu",
-            # Measured by `python -m benchmarks.plan` on two cores of an AMD EPYC with AVX-512, whose
-            # results/plan.md says how well steps are predicted with it. Network: 25 Gb/s Ethernet,
-            # assumed. Other machines: measure there, and give the file.
-            source="two cores of an AMD EPYC, measured; network assumed",
+            # One core of an AMD EPYC with AVX-512, in processor time, by `python -m benchmarks.plan`, whose
+            # results/plan.md says how well steps are predicted with it. Links: gloo between processes of
+            # one machine, measured; network: assumed to be as fast. Other machines: measure there, and
+            # give the file.
+            source="one core of an AMD EPYC, measured; network assumed",
             n_worker=1, workers_per_host=1,
             memory_gb=22.0, program_gb=0.4, host_tables=True,
-            bandwidth_gb_s=28.0, row_bandwidth_gb_s=20.0, cache_gb=0.008, cache_bandwidth_gb_s=60.0,
+            bandwidth_gb_s=19.6, row_bandwidth_gb_s=8.89,
+            cache_gb=0.008, cache_bandwidth_gb_s=31.1,
             link_gb_s=1.2, network_gb_s=1.2, latency_us=300.0, peer_latency_us=30.0,
-            dot_peak_tflops=0.455, dot_tflops=0.12, half_peak_tflops=0.8, half_tflops=0.35,
-            l1_peak_tflops=0.24, l1_tflops=0.1, list_tflops=0.04,
-            pair_ns=2.0, overhead_us=600.0, call_overhead_us=500.0, sample_ns=15.0,
+            dot_peak_tflops=0.0921, dot_tflops=0.0766,
+            half_peak_tflops=0.181, half_tflops=0.151,
+            l1_peak_tflops=0.229, l1_tflops=0.0722, list_tflops=0.0157,
+            pair_ns=1.24, overhead_us=472.0, call_overhead_us=490.0,
+            sample_ns=44.2,
         ),
     )
 }  # fmt: skip
