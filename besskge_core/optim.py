@@ -103,7 +103,7 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         """Change a block of rows and their state in place; `step` counts from 1."""
 
     @torch.no_grad()
-    def step(
+    def step(  # type: ignore[override]
         self,
         closure: Optional[Callable[[], Tensor]] = None,
         plans: Optional[Plans] = None,
