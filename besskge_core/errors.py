@@ -9,6 +9,7 @@
     ├── DatasetNotFoundError (FileNotFoundError)  no benchmark, file or folder of this name
     ├── DownloadError (OSError)               a benchmark could not be fetched, or came damaged
     ├── CheckpointError (RuntimeError)        a checkpoint is incomplete, damaged or of other make
+    ├── StorageError (OSError)                a file of a run could not be written: no space, ...
     ├── WorkerLostError (RuntimeError)        another rank died, hangs or failed
     ├── NoSampleWeightSupportError (RuntimeError)      this loss has no place for such weights
     ├── UnsupportedLabelSmoothingError (RuntimeError)  this loss has no labels to smooth
@@ -37,6 +38,7 @@ __all__ = [
     "NoTrainingBatchError",
     "NonFiniteLossError",
     "ShapeError",
+    "StorageError",
     "SubBatchingNotSupportedError",
     "UnsupportedLabelSmoothingError",
     "WorkerLostError",
@@ -69,6 +71,10 @@ class DownloadError(BessError, OSError):
 
 class CheckpointError(BessError, RuntimeError):
     """A checkpoint is incomplete, damaged or of another make."""
+
+
+class StorageError(BessError, OSError):
+    """A file of a run could not be written: no space, no permission."""
 
 
 class WorkerLostError(BessError, RuntimeError):
