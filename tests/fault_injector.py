@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 tests/fault_injector.py '{"1": "kill write 3"}' train --out R ...
 
 The first argument says, for the ranks concerned, what happens at which call of what, counted from 1
-in each process. What the command does is otherwise untouched. After torchrun has started the ranks
-again nothing more goes wrong, unless the third word is "always".
+in each process; "1 2" is rank 1 after torchrun has started the ranks again for the second time. What
+the command does is otherwise untouched.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ def _happen(fault: str) -> None:
 
 
 def run(faults: Dict[str, str]) -> None:
-    """The command, with the faults of this rank."""
-    planned = faults.get(os.environ.get("RANK", "0"))
+    """The command, with the faults of this rank and of this start of it."""
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    rank = os.environ.get("RANK", "0")
+    planned = faults.get(f"{rank} {start}" if start != "0" else rank)
     if planned is not None:
-        fault, moment, count, *when = planned.split()
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        if "always" in when or not restarted:
-            inject(fault, moment, int(count))
+        fault, moment, count = planned.split()
+        inject(fault, moment, int(count))
     from besskge_core.cli import main
 
     main()

@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 import fault_injector
 import torch
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from besskge_core.training.checkpoint import find_checkpoints
 
-Faults = Dict[int, str]
+Faults = Dict[Any, str]
 
 #: Ranks are forked from a process that has imported all that they need.
 FORKSERVER = multiprocessing.get_context("forkserver")
