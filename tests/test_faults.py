@@ -86,7 +86,7 @@ def launched(name: str, folder: Path) -> Ended:
 def fault_and_resumption(name: str, folder: Path) -> Ended:
     case = CASES[name]
     ended = forked(case.n_rank, command(folder, *case.flags), case.faults, BOUND)
-    again = forked(case.n_rank, command(folder, "--resume"), bound=BOUND)
+    again = forked(case.n_rank, command(folder, "--resume"))
     assert again.codes == [0] * case.n_rank, again.errors
     return ended
 
