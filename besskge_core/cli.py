@@ -1,18 +1,20 @@
 """The command `besskge`: train, prepare, plan, evaluate, predict, export, info.
 
 A thin door: flags and files become a frozen dataclass, and what comes back becomes a table, TSV
-or JSON on standard output. Errors that besskge_core raises on purpose are one line and exit
-status 2; an interrupted command ends with 130.
+or JSON on standard output. Errors that besskge_core raises on purpose, and those of files, are one
+line and exit status 2; an interrupted command ends with 130.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import re
 import shutil
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional, Sequence, Tuple, TypeVar
@@ -47,7 +49,7 @@ from besskge_core.report import (
     metrics_table,
     settings_table,
 )
-from besskge_core.runtime import join, leave, restarted, restarts_allowed
+from besskge_core.runtime import join, launched, leave, restarted, restarts_allowed
 from besskge_core.training import LoadedRun, TrainingConfig, load_run
 from besskge_core.training import train as train_run
 from besskge_core.training.config import read_config
@@ -72,15 +74,16 @@ class _OneLine(click.ClickException):
 
 
 class _Commands(click.Group):
-    """Turns errors of the BessError tree into one line, unless --debug is given."""
+    """Turns errors of the BessError tree and of files into one line, unless --debug is given."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BessError as error:
-            if ctx.meta.get("debug"):
+        except (BessError, OSError) as error:
+            if ctx.meta.get("debug") or isinstance(error, BrokenPipeError):
                 raise
-            raise _OneLine(str(error)) from error
+            told = f" [told by rank {os.environ['RANK']}]" if launched() else ""
+            raise _OneLine(f"{error}{told}") from error
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)
@@ -125,7 +128,27 @@ def main() -> NoReturn:
             usual(message, category, *where, **more)
 
     warnings.showwarning = show
-    sys.exit(cli())
+    try:
+        cli()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        if not launched():
+            raise
+        traceback.print_exc()
+        code = 1
+    if code and launched():
+        _end_at_once(code)
+    sys.exit(code)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """Without waiting for threads: one may be in a collective for which other ranks do not come."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 cli.add_command(_debug(prepare_command))
@@ -150,12 +173,13 @@ def train(
         raise ConfigError("--resume needs --out FOLDER, the run to go on with, and no --overwrite")
     if out is None and restarts_allowed():
         raise ConfigError("a run that torchrun may start again needs --out FOLDER, to find itself")
-    again = restarted() and out is not None and (out / "config.toml").is_file()
-    config = _configuration(file, out if resume or again else None, flags)
+    config = _configuration(file, out if resume else None, flags)
     ranks = join(config.run.device, config.run.timeout)
     console = make_console() if ranks.rank == 0 else Console(quiet=True)
     try:
         folder = Path(ranks.first(lambda: str(out or _new_folder(config))))
+        # Killed before it had begun, a run begins again.
+        again = ranks.any(restarted())[0] and ranks.first((folder / "config.toml").is_file)
         if overwrite and not again:
             ranks.first(lambda: _remove_run(folder))
         console.print(settings_table(config))

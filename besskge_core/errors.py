@@ -10,6 +10,7 @@
     ├── DownloadError (OSError)               a benchmark could not be fetched, or came damaged
     ├── PreparationError (OSError)            preparing a data set cannot go on, as for a full disk
     ├── CheckpointError (RuntimeError)        a checkpoint is incomplete, damaged or of other make
+    ├── StorageError (OSError)                a file of a run could not be written: no space, ...
     ├── WorkerLostError (RuntimeError)        another rank died, hangs or failed
     ├── NoSampleWeightSupportError (RuntimeError)      this loss has no place for such weights
     ├── UnsupportedLabelSmoothingError (RuntimeError)  this loss has no labels to smooth
@@ -39,6 +40,7 @@ __all__ = [
     "NonFiniteLossError",
     "PreparationError",
     "ShapeError",
+    "StorageError",
     "SubBatchingNotSupportedError",
     "UnsupportedLabelSmoothingError",
     "WorkerLostError",
@@ -75,6 +77,10 @@ class PreparationError(BessError, OSError):
 
 class CheckpointError(BessError, RuntimeError):
     """A checkpoint is incomplete, damaged or of another make."""
+
+
+class StorageError(BessError, OSError):
+    """A file of a run could not be written: no space, no permission."""
 
 
 class WorkerLostError(BessError, RuntimeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from besskge_core.runtime.base import Planned, Runtime
 from besskge_core.runtime.distributed import DistributedRuntime, make_runtime
 from besskge_core.runtime.local import LocalRuntime
-from besskge_core.runtime.ranks import Ranks, join, leave, restarted, restarts_allowed
+from besskge_core.runtime.ranks import Ranks, join, launched, leave, restarted, restarts_allowed
 
 __all__ = [
     "DistributedRuntime",
@@ -14,6 +14,7 @@ __all__ = [
     "Ranks",
     "Runtime",
     "join",
+    "launched",
     "leave",
     "make_runtime",
     "restarted",

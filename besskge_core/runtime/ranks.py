@@ -62,7 +62,8 @@ class Ranks:
         """The collectives of so many shards, over a group of all ranks; by default the first."""
         if self.watch is None:
             return LocalExchange(n_shard)
-        return DistributedExchange(n_shard, group, self.watch.guard)
+        guard = self.watch.guard() if group is None else self.watch.guard("beside")
+        return DistributedExchange(n_shard, group, guard)
 
     def host_group(self) -> dist.ProcessGroup:
         """A new group for tensors of the host, whose collectives may run beside those of others."""
@@ -122,7 +123,7 @@ def launched() -> bool:
 
 
 def restarted() -> bool:
-    """Whether torchrun started the ranks again, after one was lost."""
+    """Whether torchrun started this rank again; on other hosts it may not have counted that."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
@@ -137,6 +138,9 @@ def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
     Args:
         device: "cuda" is the GPU of this process's place on its host.
         timeout: seconds to wait for another rank until it is taken for lost.
+
+    Raises:
+        WorkerLostError: not all of them came.
     """
     if not launched():
         return Ranks(device=torch.device(device), timeout=timeout)
@@ -144,14 +148,23 @@ def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=wait)
-    rank, n_rank = dist.get_rank(), dist.get_world_size()
-    watch = Watch(rank, n_rank)
-    group = dist.new_group(backend="gloo", timeout=wait)
-    return Ranks(
-        rank, n_rank, chosen, timeout, watch, DistributedExchange(n_rank, group, watch.guard)
-    )
+    try:
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=wait)
+        rank, n_rank = dist.get_rank(), dist.get_world_size()
+        group = dist.new_group(backend="gloo", timeout=wait)
+        # The first rank names this start. Agents of several hosts count restarts differently.
+        name = torch.tensor(int.from_bytes(os.urandom(7), "big"))
+        start = DistributedExchange(n_rank, group).gather_ranks(name)[0]
+        watch = Watch(rank, n_rank, f"{int(start):x}")
+        dist.barrier(group)
+    except RuntimeError as error:
+        raise WorkerLostError(
+            f"not all of {os.environ['WORLD_SIZE']} ranks have come within {timeout:g} s, or one"
+            f" died at once ({str(error).strip().splitlines()[0]})"
+        ) from error
+    talk = DistributedExchange(n_rank, group, watch.guard())
+    return Ranks(rank, n_rank, chosen, timeout, watch, talk)
 
 
 def leave(ranks: Ranks) -> None:

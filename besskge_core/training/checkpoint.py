@@ -16,6 +16,7 @@ pickle is read or written.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,14 +30,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from besskge_core.errors import CheckpointError
+from besskge_core.errors import CheckpointError, StorageError
 from besskge_core.optim import RowOptimizer
 from besskge_core.philox import Position
 from besskge_core.runtime import Ranks
 from besskge_core.scoring import BaseScoreFunction
 from besskge_core.sharding import Sharding
 
-FORMAT = 1
+#: Written, and read; 1 has no sha256 of its manifest.
+FORMAT, READ = 2, (1, 2)
 MANIFEST = "manifest.json"
 REPLICATED = "replicated.safetensors"
 STATE = "optimizer"
@@ -73,33 +75,51 @@ def save_checkpoint(
         ranks: who has the shards; None: all of them are here.
 
     Raises:
-        OSError: no space, no permission; nothing is left behind.
+        StorageError: no space, no permission; nothing is left behind.
         WorkerLostError: so it was on another rank.
     """
     ranks = Ranks() if ranks is None else ranks
     beside = path.with_name(f".{path.name}.partial")
 
     def begin() -> bool:
-        if path.exists():
+        if (path / MANIFEST).is_file():
             return False
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        for leftover in (path, beside):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with _storing(path):
+            beside.mkdir(parents=True)
         return True
 
+    def write() -> Dict[str, str]:
+        with _storing(path):
+            return _write(beside, score_fn, optimizer, ranks.rank == 0)
+
     def finish(digests: Mapping[str, str]) -> None:
-        _write_manifest(beside, score_fn, optimizer, state or {}, digests)
-        os.rename(beside, path)
-        sync(path.parent)
+        with _storing(path):
+            _write_manifest(beside, score_fn, optimizer, state or {}, digests)
+            os.rename(beside, path)
+            sync(path.parent)
 
     if not ranks.first(begin):
         return
     try:
-        parts = ranks.each(lambda: _write(beside, score_fn, optimizer, ranks.rank == 0))
+        parts = ranks.each(write)
         digests = {name: digest for part in parts for name, digest in part.items()}
         ranks.first(lambda: finish(digests))
     finally:
         if ranks.rank == 0:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    """What the disk refuses, in the words of its errors."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{path}: could not be written ({error}); checkpoints before it are intact"
+        ) from error
 
 
 def _write(
@@ -153,6 +173,7 @@ def _write_manifest(
         "files": dict(sorted(digests.items())),
         "state": state,
     }
+    manifest["sha256"] = _own_digest(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     sync(folder / MANIFEST)
     sync(folder)
@@ -215,9 +236,12 @@ def _stage(
 
 
 def prune(paths: Iterable[Path]) -> None:
-    """Remove checkpoints."""
+    """Remove checkpoints, so that a kill leaves none that looks whole."""
     for path in paths:
-        shutil.rmtree(path, ignore_errors=True)
+        hidden = path.with_name(f".{path.name}.removed")
+        with contextlib.suppress(OSError):
+            os.rename(path, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def read_manifest(path: Path) -> Dict[str, Any]:
@@ -232,12 +256,23 @@ def read_manifest(path: Path) -> Dict[str, Any]:
         raise CheckpointError(f"{path}: no {MANIFEST}, so this is not a checkpoint") from None
     except ValueError as error:
         raise CheckpointError(f"{path / MANIFEST}: not JSON ({error}); it is damaged") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in READ:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise CheckpointError(
-            f"{path / MANIFEST}: format {found!r}, this version reads format {FORMAT}"
+            f"{path / MANIFEST}: format {found!r}, this version reads format"
+            f" {' and '.join(map(str, READ))}"
+        )
+    digest = manifest.pop("sha256", None)
+    if digest != _own_digest(manifest) and (digest is not None or manifest["format"] > 1):
+        raise CheckpointError(
+            f"{path / MANIFEST}: its sha256 is not that of its content; it is damaged"
         )
     return manifest
+
+
+def _own_digest(manifest: Mapping[str, Any]) -> str:
+    as_read = json.loads(json.dumps(manifest))  # whose keys are strings
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _hosted_rows(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Callable
 
 from besskge_core import config as configuration
 from besskge_core.environment import describe
@@ -15,7 +17,8 @@ from besskge_core.training.config import TrainingConfig
 
 def check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
     """The folder must be empty, or hold the run to resume; what a kill left half-written goes."""
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    begun = folder / _beside("config.toml")  # a kill while the first file was written
+    if folder.exists() and any(path != begun for path in folder.iterdir()) and not resume:
         raise ConfigError(
             f"{folder} is not empty; give another folder, or resume the run that is in it"
         )
@@ -24,14 +27,30 @@ def check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
         if not before.is_file():
             raise ConfigError(f"{folder} holds no run to resume: there is no config.toml")
         _check_same(configuration.load(TrainingConfig, before), config, folder)
-        for leftover in (*folder.glob("checkpoints/.*"), *folder.glob("best/.*")):
+        for leftover in (*folder.glob("checkpoints/.epoch-*"), *folder.glob("best/.epoch-*")):
             shutil.rmtree(leftover)
 
 
 def write_settings(folder: Path, config: TrainingConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    configuration.dump(config, folder / "config.toml")
-    (folder / "environment.json").write_text(json.dumps(describe(), indent=1) + "\n")
+    write_whole(folder / "config.toml", lambda path: configuration.dump(config, path))
+    write_json(folder / "environment.json", describe())
+
+
+def write_json(path: Path, value: object) -> None:
+    text = json.dumps(value, indent=1) + "\n"
+    write_whole(path, lambda beside: beside.write_text(text))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside the file and rename, so that a kill leaves the old one, the new one or none."""
+    beside = path.with_name(_beside(path.name))
+    write(beside)
+    os.replace(beside, path)
+
+
+def _beside(name: str) -> str:
+    return f".{name}.partial"
 
 
 def _check_same(before: TrainingConfig, now: TrainingConfig, folder: Path) -> None:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from contextlib import contextmanager
-from typing import Any, Callable, Dict, Iterator, Mapping
+from typing import Any, Callable, Dict, Iterator, List, Mapping
+
+#: Seconds in which one request may come twice: from a terminal, which tells all its processes, and
+#: from torchrun, which passes on what it was told.
+SAME_REQUEST = 3.0
 
 
 @contextmanager
@@ -17,10 +22,15 @@ def stop_signals() -> Iterator[threading.Event]:
         return
     signals = (signal.SIGINT, signal.SIGTERM)
     before: Dict[int, Any] = {}
+    first: List[float] = []
 
     def on_signal(number: int, frame: Any) -> None:
-        stopping.set()
-        _restore_signals(before)  # the second one ends the process at once
+        if not stopping.is_set():
+            first.append(time.monotonic())
+            stopping.set()
+        elif time.monotonic() - first[0] > SAME_REQUEST:  # the second one ends the process at once
+            _restore_signals(before)
+            signal.raise_signal(number)
 
     for number in signals:
         before[number] = signal.signal(number, on_signal)

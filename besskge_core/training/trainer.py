@@ -8,7 +8,6 @@ losses and the same weights, bit for bit, as one that was not.
 from __future__ import annotations
 
 import base64
-import json
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -21,7 +20,7 @@ from rich.console import Console
 
 from besskge_core.dataset import KGDataset
 from besskge_core.embedding import hosting
-from besskge_core.errors import ConfigError
+from besskge_core.errors import CheckpointError, ConfigError
 from besskge_core.evaluation import Ranking, rank_triples
 from besskge_core.known import KnownTriples
 from besskge_core.philox import Position
@@ -38,7 +37,7 @@ from besskge_core.training.checkpoint import (
 from besskge_core.training.config import TrainingConfig
 from besskge_core.training.loaded import load_on_all
 from besskge_core.training.progress import Progress
-from besskge_core.training.run_folder import check_folder, write_settings
+from besskge_core.training.run_folder import check_folder, write_json, write_settings
 from besskge_core.training.schedule import factor
 from besskge_core.training.stopping import stop_signals
 from besskge_core.training.tracker import make_trackers
@@ -61,6 +60,7 @@ class RunState:
         best: best value of the deciding metric so far, and in which epoch.
         worse: validations since then.
         stopped_because: why the run ended, empty while it has not.
+        epochs: how many it was to take.
         history: a record for each finished epoch.
         torch_rng: state of torch's generator, for dropout, of each rank.
     """
@@ -72,6 +72,7 @@ class RunState:
     best_epoch: int = -1
     worse: int = 0
     stopped_because: str = ""
+    epochs: int = 0
     history: List[Dict[str, Any]] = field(default_factory=list)
     torch_rng: List[str] = field(default_factory=list)
 
@@ -116,6 +117,7 @@ def train(
     Raises:
         ConfigError: the folder holds another run, or the configuration cannot work.
         CheckpointError: the checkpoint to resume from is damaged.
+        StorageError: no space, no permission; the last checkpoint is intact.
         NonFiniteLossError: training diverged; the last checkpoint is intact.
         WorkerLostError: another process died, hangs or failed; likewise.
         KeyboardInterrupt: interrupted, after a checkpoint was written.
@@ -125,7 +127,7 @@ def train(
         result = _train(config, folder, resume, console or Console(quiet=True), joined)
     except BaseException as error:
         if joined.watch is not None:  # tell the others, who would wait
-            joined.watch.fail(f"{type(error).__name__}: {error}")
+            joined.watch.fail(error)
         raise
     if ranks is None:
         leave(joined)
@@ -167,7 +169,7 @@ class Trainer:
         self.runtime = make_runtime(self.parts.model, self.ranks, config.run.workers)
         ranked = [dataset.triples[part] for part in RANKED if part in dataset.triples]
         self.known = KnownTriples.answering(dataset, ranked)
-        self.state = RunState()
+        self.state = RunState(epochs=config.run.epochs)
         self._saved_at = time.monotonic()
         self._seconds = 0.0
 
@@ -296,10 +298,16 @@ class Trainer:
         if not stored:
             return
         last = folder / stored[-1]
-        kept = load_checkpoint(last, self.score_fn, self.parts.optimizer, self.ranks)
-        self.state = RunState(**kept)
-        if self.state.epoch < self.config.run.epochs:
-            self.state.stopped_because = ""  # more epochs may be asked for than before
+        try:
+            kept = load_checkpoint(last, self.score_fn, self.parts.optimizer, self.ranks)
+        except CheckpointError as error:
+            if len(stored) == 1:
+                raise
+            raise CheckpointError(f"{error}; remove {last} to go on from {stored[-2]}") from error
+        self.state, epochs = RunState(**kept), self.config.run.epochs
+        if self.state.epochs < epochs:
+            self.state.stopped_because = ""  # more epochs are asked for than before
+        self.state.epochs = epochs
         if self.ranks.rank < len(self.state.torch_rng):
             rng = base64.b64decode(self.state.torch_rng[self.ranks.rank])
             torch.set_rng_state(torch.from_numpy(np.frombuffer(rng, dtype=np.uint8).copy()))
@@ -331,6 +339,6 @@ class Trainer:
             },
         }
         if self.is_first:
-            (self.folder / "metrics.json").write_text(json.dumps(report, indent=1) + "\n")
+            write_json(self.folder / "metrics.json", report)
         metrics = {part: ranking.metrics() for part, ranking in rankings.items()}
         return TrainingResult(metrics, self.state.history, self.state.stopped_because, self.folder)
