@@ -415,6 +415,14 @@ def test_the_learning_rate_rises_during_the_warm_up():
     assert [factor("constant", 0.5, done) for done in (0.1, 0.25, 0.5, 0.9)] == [0.2, 0.5, 1.0, 1.0]
 
 
+@pytest.mark.parametrize("inverse", [True, False])
+@pytest.mark.parametrize("corruption", ["h", "t", "ht"])
+def test_either_side_can_be_asked_for_among_all_entities(tmp_path, corruption, inverse):
+    config = small(scheme="all", corruption=corruption, inverse_relations=inverse, epochs=1)
+    train(config, tmp_path / "run")
+    assert losses(tmp_path / "run")[0] < 7.0 * len(corruption)  # log(n_entity) is 7.6
+
+
 @pytest.mark.parametrize("n_shard", [2, 4])
 def test_a_prepared_folder_trains_as_its_source(tmp_path, n_shard):
     graph, source = load_family(small()), tmp_path / "source"

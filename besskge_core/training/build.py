@@ -84,7 +84,10 @@ def _partitioned(
     config: TrainingConfig, dataset: KGDataset, sharding: Sharding
 ) -> PartitionedTripleSet:
     """The training triples in buckets; of a prepared folder that has them, mapped into memory."""
-    folder, inverse = config.data.dataset, config.model.inverse_relations
+    folder, batch = config.data.dataset, config.batch
+    # Who asks for heads of all entities asks by the inverse relation, of the triples as they are.
+    asks_heads = batch.scheme == "all" and "h" in batch.corruption
+    inverse = config.model.inverse_relations and not asks_heads
     if is_prepared(folder) and sharding.hub_rows is None:
         try:
             found = prepared_triple_set(folder, config.run.seed, sharding.n_shard, inverse)
