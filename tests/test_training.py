@@ -418,9 +418,10 @@ def test_the_learning_rate_rises_during_the_warm_up():
 @pytest.mark.parametrize("inverse", [True, False])
 @pytest.mark.parametrize("corruption", ["h", "t", "ht"])
 def test_either_side_can_be_asked_for_among_all_entities(tmp_path, corruption, inverse):
-    config = small(scheme="all", corruption=corruption, inverse_relations=inverse, epochs=1)
+    config = small(scheme="all", corruption=corruption, inverse_relations=inverse, epochs=4)
     train(config, tmp_path / "run")
-    assert losses(tmp_path / "run")[0] < 7.0 * len(corruption)  # log(n_entity) is 7.6
+    first, *_, last = losses(tmp_path / "run")
+    assert 0.0 < last < 0.8 * first
 
 
 @pytest.mark.parametrize("n_shard", [2, 4])
