@@ -42,8 +42,7 @@ def host(tmp_path_factory):
         done = subprocess.run(
             [str(program)],
             input=b"".join(x.tobytes() for x in (case, *inputs)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
         )
         assert done.returncode == 0, done.stderr.decode()
