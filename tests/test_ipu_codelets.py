@@ -211,13 +211,43 @@ def test_the_coefficient_of_a_norm(host, dtype):
     np.testing.assert_array_equal(got, np.array([-0.5, 0, np.nan], np.float32))
 
 
+def parts_of(host, sizes, n_tile):
+    """Of each tile: its slices of the queries and of the candidates, its place down and across."""
+    for row, row_end, column, column_end, *place in (
+        host(TILING, n_tile, sizes).reshape(-1, 6).astype(int)
+    ):
+        yield slice(row, row_end), slice(column, column_end), place
+
+
 @pytest.mark.parametrize("n_tile", [1, 4, 1472])
 @pytest.mark.parametrize("sizes", [(1, 1, 8), (1, 5000, 256), (512, 3, 100), (300, 2000, 128)])
-def test_every_pair_is_on_a_tile_and_no_tile_has_two_rectangles(host, sizes, n_tile):
-    n_query, n_candidate, width = sizes
-    high, wide = host(TILING, n_tile, sizes).astype(int)
-    assert 1 <= high <= n_query and 1 <= wide <= n_candidate
-    n_rectangle = -(-n_query // high) * -(-n_candidate // wide)
-    assert n_rectangle <= n_tile
-    # Nearly all tiles work, where there are enough pairs.
-    assert high * wide <= 2 * max(n_query * n_candidate / n_tile, 1)
+def test_every_pair_is_on_one_tile_and_nearly_all_tiles_work(host, sizes, n_tile):
+    n_query, n_candidate, _ = sizes
+    times = np.zeros((n_query, n_candidate), int)
+    largest = n_used = 0
+    for own_q, own_e, _ in parts_of(host, sizes, n_tile):
+        times[own_q, own_e] += 1
+        largest = max(largest, times[own_q, own_e].size)
+        n_used += 1
+    assert (times == 1).all() and n_used <= n_tile
+    assert largest <= 2 * max(n_query * n_candidate / n_tile, 1)
+
+
+def test_what_tiles_compute_adds_up(host, comparison):
+    """As pairwise.cpp does it: scores side by side; gradients of tiles in layers, then summed."""
+    q, e = rows((5, 9, 6), "float32", comparison)
+    slope = np.random.default_rng(1).normal(size=(5, 9)).astype(np.float32)
+    parts = list(parts_of(host, (5, 9, q.shape[1]), 7))
+    assert len(parts) > 4
+    got = np.full((5, 9), np.nan)
+    dq, de = (
+        np.full((1 + max(p[-1][k] for p in parts), *x.shape), np.nan) for k, x in ((1, q), (0, e))
+    )
+    for own_q, own_e, (down, across) in parts:
+        got[own_q, own_e] = host_scores(host, q[own_q], e[own_e], comparison)
+        dq[across, own_q], de[down, own_e] = host_gradients(
+            host, q[own_q], e[own_e], slope[own_q, own_e], comparison
+        )
+    assert_near(got, scores(q, e, comparison))
+    for x, expected in zip((dq, de), gradients(q, e, slope, comparison)):
+        assert_near(x.sum(0), expected)

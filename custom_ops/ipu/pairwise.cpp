@@ -148,17 +148,10 @@ std::string codelets_file() {
   return library.substr(0, library.rfind('/') + 1) + "pairwise_codelet.gp";
 }
 
-// A tile's pairs: [row, row_end) of the queries with [column, column_end) of the candidates.
-struct Part {
-  std::size_t row, row_end, column, column_end;
-  std::size_t down, across;  // place among the rectangles
-  unsigned tile;
-  std::size_t rows() const { return row_end - row; }
-  std::size_t columns() const { return column_end - column; }
-  poplar::Tensor of(const poplar::Tensor& pairs) const {  // of (B, N)
-    return pairs.slice({row, column}, {row_end, column_end}).flatten();
-  }
-};
+// What a tile has of pairs (B, N), end to end.
+poplar::Tensor piece_of(const poplar::Tensor& pairs, const Part& part) {
+  return pairs.slice({part.row, part.column}, {part.row_end, part.column_end}).flatten();
+}
 
 class PairsOpx : public popart::popx::Opx {
  public:
@@ -186,23 +179,14 @@ class PairsOpx : public popart::popx::Opx {
                std::to_string(target.getNumTiles()) + " tiles, which have " +
                std::to_string(target.getBytesPerTile()) +
                "; compare fewer candidates at once, or in float16");
-    std::vector<Part> all;
-    unsigned tile = 0;
-    for (std::size_t row = 0; row < n_query; row += each.rows) {
-      for (std::size_t column = 0; column < n_candidate; column += each.columns) {
-        all.push_back({row, std::min(row + each.rows, n_query), column,
-                       std::min(column + each.columns, n_candidate), row / each.rows,
-                       column / each.columns, tile++});
-      }
-    }
-    return all;
+    return all_parts(n_query, n_candidate, each);
   }
 
   // A vertex over the pairs of a tile.
-  poplar::VertexRef add(poplar::ComputeSet cs, const std::string& vertex, const Part& part,
-                        const poplar::Tensor& q, const poplar::Tensor& e) const {
+  poplar::VertexRef add(poplar::ComputeSet cs, const std::string& vertex, unsigned tile,
+                        const Part& part, const poplar::Tensor& q, const poplar::Tensor& e) const {
     const poplar::VertexRef v = graph().addVertex(cs, vertex);
-    graph().setTileMapping(v, part.tile);
+    graph().setTileMapping(v, tile);
     graph().connect(v["q"], q.slice(part.row, part.row_end).flatten());
     graph().connect(v["e"], e.slice(part.column, part.column_end).flatten());
     graph().setInitialValue(v["n_query"], static_cast<unsigned>(part.rows()));
@@ -220,10 +204,11 @@ class PairsOpx : public popart::popx::Opx {
         graph().addVariable(poplar::FLOAT, {q.dim(0) * e.dim(0)}, debugContext(name));
     std::vector<poplar::Tensor> rows, row;
     std::size_t from = 0;
+    unsigned tile = 0;
     for (const Part& part : dealt) {
       const std::size_t to = from + part.rows() * part.columns();
       pieces.push_back(all.slice(from, to));
-      graph().setTileMapping(pieces.back(), part.tile);
+      graph().setTileMapping(pieces.back(), tile++);
       row.push_back(pieces.back().reshape({part.rows(), part.columns()}));
       if (part.column_end == e.dim(0)) {
         rows.push_back(poplar::concat(row, 1));
@@ -249,8 +234,8 @@ class PairwiseOpx : public PairsOpx {
     std::vector<poplar::Tensor> pieces;
     poplar::Tensor scores = add_pairs(dealt, q, e, pieces, "scores");
     const poplar::ComputeSet cs = graph().addComputeSet(debugContext("pairScores"));
-    for (std::size_t i = 0; i < dealt.size(); ++i) {
-      const poplar::VertexRef v = add(cs, vertex, dealt[i], q, e);
+    for (unsigned i = 0; i < dealt.size(); ++i) {
+      const poplar::VertexRef v = add(cs, vertex, i, dealt[i], q, e);
       graph().connect(v["out"], pieces[i]);
     }
     prog.add(poplar::program::Execute(cs));
@@ -280,13 +265,13 @@ class PairwiseGradOpx : public PairsOpx {
     const std::string vertex = poputil::templateVertex(
         "besskge_core::PairGradients", q.elementType(), getOp<PairwiseGradOp>().comparison());
     const poplar::ComputeSet cs = graph().addComputeSet(debugContext("pairGradients"));
-    for (std::size_t i = 0; i < dealt.size(); ++i) {
+    for (unsigned i = 0; i < dealt.size(); ++i) {
       const Part& part = dealt[i];
-      const poplar::VertexRef v = add(cs, vertex, part, q, e);
+      const poplar::VertexRef v = add(cs, vertex, i, part, q, e);
       const poplar::Tensor own_dq = dq[part.across].slice(part.row, part.row_end).flatten();
       const poplar::Tensor own_de = de[part.down].slice(part.column, part.column_end).flatten();
-      graph().setTileMapping(own_dq, part.tile);
-      graph().setTileMapping(own_de, part.tile);
+      graph().setTileMapping(own_dq, i);
+      graph().setTileMapping(own_de, i);
       graph().connect(v["slope"], slopes[i]);
       graph().connect(v["dq"], own_dq);
       graph().connect(v["de"], own_de);
@@ -309,7 +294,7 @@ class PairwiseGradOpx : public PairsOpx {
       if (slope.elementType() != poplar::FLOAT) {
         slope = popops::cast(graph(), slope, poplar::FLOAT, prog, debugContext("castSlope"));
       }
-      for (const Part& part : dealt) pieces.push_back(part.of(slope));
+      for (const Part& part : dealt) pieces.push_back(piece_of(slope, part));
       return pieces;
     }
     const poplar::Tensor score = getInTensor(3);
@@ -317,11 +302,11 @@ class PairwiseGradOpx : public PairsOpx {
     const poplar::ComputeSet cs = graph().addComputeSet(debugContext("normCoefficients"));
     const std::string vertex =
         poputil::templateVertex("besskge_core::NormCoefficients", slope.elementType());
-    for (std::size_t i = 0; i < dealt.size(); ++i) {
+    for (unsigned i = 0; i < dealt.size(); ++i) {
       const poplar::VertexRef v = graph().addVertex(cs, vertex);
-      graph().setTileMapping(v, dealt[i].tile);
-      graph().connect(v["slope"], dealt[i].of(slope));
-      graph().connect(v["score"], dealt[i].of(score));
+      graph().setTileMapping(v, i);
+      graph().connect(v["slope"], piece_of(slope, dealt[i]));
+      graph().connect(v["score"], piece_of(score, dealt[i]));
       graph().connect(v["out"], pieces[i]);
       graph().setInitialValue(v["n_pair"], static_cast<unsigned>(pieces[i].numElements()));
       graph().setPerfEstimate(v, 20 * pieces[i].numElements());

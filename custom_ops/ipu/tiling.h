@@ -5,6 +5,7 @@
 #pragma once
 #include <algorithm>
 #include <cstddef>
+#include <vector>
 
 namespace besskge_core {
 
@@ -46,6 +47,27 @@ inline Rectangle deal_pairs(std::size_t n_query, std::size_t n_candidate, std::s
     if (cycles < least) least = cycles, best = r;
   }
   return best;
+}
+
+// The pairs of one tile: [row, row_end) of the queries with [column, column_end) of the candidates.
+struct Part {
+  std::size_t row, row_end, column, column_end;
+  std::size_t down, across;  // place among the rectangles
+  std::size_t rows() const { return row_end - row; }
+  std::size_t columns() const { return column_end - column; }
+};
+
+// All of them, row by row of rectangles; the place in this list is the tile.
+inline std::vector<Part> all_parts(std::size_t n_query, std::size_t n_candidate, Rectangle each) {
+  std::vector<Part> all;
+  for (std::size_t row = 0; row < n_query; row += each.rows) {
+    for (std::size_t column = 0; column < n_candidate; column += each.columns) {
+      all.push_back({row, std::min(row + each.rows, n_query), column,
+                     std::min(column + each.columns, n_candidate), row / each.rows,
+                     column / each.columns});
+    }
+  }
+  return all;
 }
 
 }  // namespace besskge_core

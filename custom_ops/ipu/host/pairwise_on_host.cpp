@@ -6,7 +6,7 @@
 //          inputs
 //     out: the outputs, float32
 //
-// "Vertex" 3 asks tiling.h: for `comparison` tiles, the rows and columns of a rectangle.
+// "Vertex" 3 asks tiling.h to deal the pairs to `comparison` tiles: six numbers of each part.
 //
 // Each field has heap memory of just its size, so that AddressSanitizer sees a step beyond it.
 #include "../pairwise_codelet.cpp"
@@ -106,10 +106,15 @@ int main() {
   Case c;
   if (std::fread(&c, sizeof c, 1, stdin) != 1) poplar::stop("there is no case");
   if (c.vertex == 3) {
-    const Rectangle r =
+    const Rectangle each =
         deal_pairs(c.n_query, c.n_candidate, c.width, c.is_half ? 2 : 4, c.comparison);
-    const float out[2] = {static_cast<float>(r.rows), static_cast<float>(r.columns)};
-    std::fwrite(out, sizeof out, 1, stdout);
+    for (const Part& part : all_parts(c.n_query, c.n_candidate, each)) {
+      for (const std::size_t x : {part.row, part.row_end, part.column, part.column_end, part.down,
+                                  part.across}) {
+        const float number = static_cast<float>(x);
+        std::fwrite(&number, sizeof number, 1, stdout);
+      }
+    }
     return 0;
   }
   c.is_half ? run_case<half>(c) : run_case<float>(c);
