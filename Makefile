@@ -1,5 +1,5 @@
 # make train | test | ci | bench | asan, from an empty checkout: needs Python 3.8 or newer with pip, and a
-# C++ compiler for the native operations.
+# C++ compiler for the native operations. make ipu-ops needs a Poplar SDK instead.
 #
 #   PYTHON   the interpreter to start from; a torch that it has is used
 #   VENV     the environment to make or to use; a torch that it has is kept
@@ -18,9 +18,10 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.besskge_core
-BUILT_FROM := setup.cfg setup.py pyproject.toml $(shell find custom_ops -name '*.cpp' -o -name '*.h')
+BUILT_FROM := setup.cfg setup.py pyproject.toml \
+  $(shell find custom_ops -path custom_ops/ipu -prune -o \( -name '*.cpp' -o -name '*.h' \) -print)
 
-.PHONY: install train test asan ci format format-check lint types bench clean
+.PHONY: install train test asan ipu-ops ci format format-check lint types bench clean
 
 install: $(READY)
 
@@ -44,6 +45,10 @@ asan: $(READY)
 	  ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(path libasan.so) $$(path libstdc++.so)" \
 	  $(abspath $(BIN))/python -m pytest -q -s -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) \
 	  -p no:cacheprovider $(addprefix $(CURDIR)/tests/,$(ASAN_TESTS)) $(ARGS)
+
+# Operations for the IPU, into build/ipu; says what is missing where there is no SDK.
+ipu-ops:
+	@$(MAKE) --no-print-directory -C custom_ops/ipu OUT=$(abspath build/ipu)
 
 ci: format-check lint types test
 
