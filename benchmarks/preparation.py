@@ -66,7 +66,7 @@ def main() -> None:
         f"`python benchmarks/preparation.py`, Python {machine['python']}, pyarrow"
         f" {machine['pyarrow']}, NumPy {machine['numpy']}, {machine['cpu']}, {machine['n_cpu']}"
         " processors. Random triples, so that no label is near another like it: the worst case for"
-        f" a dictionary. Medians of {options.rounds} rounds, in each of which all take their turn;"
+        f" a dictionary. Medians of rounds ({options.rounds}) in each of which all take their turn;"
         " memory is the largest resident size of the process, its libraries included."
         f" {options.note}",
         "",
@@ -92,6 +92,7 @@ def beside_others(peers: Peers, rounds: int, n_triple: int, n_entity: int) -> Li
             )
             answer = peers.ask(contender, {"what": "prepare", "path": path})
             answers.setdefault(title, []).append(answer)
+            print(title, answer, file=sys.stderr)
     columns = ("seconds", "cpu_seconds", "peak_mb")
     own = [median(answers[ours], key) for key in columns]
     lines = [
@@ -118,7 +119,7 @@ def beside_others(peers: Peers, rounds: int, n_triple: int, n_entity: int) -> Li
 
 def out_of_core(rounds: int, n_triple: int, n_entity: int) -> List[str]:
     path = stored_tsv(n_triple, n_entity)
-    budgets = (4 * GIB, GIB, GIB // 4, GIB // 16)
+    budgets = (GIB, GIB // 16)
     answers: Dict[int, List[Dict[str, Any]]] = {memory: [] for memory in budgets}
     for _ in range(rounds):
         for memory in budgets:
