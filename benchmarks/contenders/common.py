@@ -225,10 +225,11 @@ def time_hogwild(
 
 
 def time_once(run: Callable[[], Any], **more: Any) -> Answer:
-    """Seconds of one call, and peak memory of the process."""
-    begin = time.perf_counter()
+    """Seconds of one call, by the clock and of processors, and peak memory of the process."""
+    begin, cpu = time.perf_counter(), time.process_time()
     run()
-    return {"seconds": time.perf_counter() - begin, "peak_mb": peak_mb(), **more}
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak_mb(), **more}
 
 
 def seconds_an_epoch(answer: Answer, n_triple: int, batch: int) -> Answer:

@@ -33,7 +33,7 @@ class Sorted(NamedTuple):
 
 
 def write_buckets(
-    triples: NDArray[np.int32],
+    path: Path,
     n_relation_type: int,
     sharding: Sharding,
     inverse: bool,
@@ -45,7 +45,7 @@ def write_buckets(
     """Write sharding, counts and triples of a partitioned triple set ("ht_shardpair").
 
     Args:
-        triples: int32 (n, 3) IDs, mapped from a file.
+        path: of the .npy file of the triples, int32 (n, 3) IDs.
         n_relation_type: number of relations, which the inverse ones follow.
         sharding: of the entities, without hubs.
         inverse: add (t, r + n_relation_type, h) for each (h, r, t).
@@ -60,13 +60,10 @@ def write_buckets(
     folder.mkdir(parents=True, exist_ok=True)
     sharding.save(folder / "sharding.npz")
 
-    def pieces() -> Iterator[NDArray[np.int32]]:
-        return (triples[i : i + n_row] for i in range(0, len(triples), n_row))
-
     own = np.zeros((sharding.n_shard, sharding.n_shard), np.int64)
-    for piece, found in zip(pieces(), in_order(pool, lambda x: _count(x, sharding), pieces(), 2)):
+    for found in in_order(pool, lambda x: _count(x, sharding), _pieces(path, n_row), 2):
         own += found
-        progress(len(piece))
+        progress(int(found.sum()))
     counts = own + own.T if inverse else own
     place = (np.cumsum(counts) - counts.ravel()).reshape(counts.shape)
     places = [place, place + own] if inverse else [place]
@@ -75,21 +72,29 @@ def write_buckets(
         both = [piece, _inverse(piece, n_relation_type)] if inverse else [piece]
         return [_sort(rows, sharding) for rows in both]
 
-    path = folder / "triples.npy"
-    with HashedFile(path) as file:
+    target = folder / "triples.npy"
+    with HashedFile(target) as file:
         header = npy_header((int(counts.sum()), 3), np.int32)
         np.lib.format.write_array_header_1_0(file, header)
-    start = path.stat().st_size
-    with path.open("r+b") as out:
-        for results in in_order(pool, sort, pieces(), 2):
+    start = target.stat().st_size
+    with target.open("r+b") as out:
+        for results in in_order(pool, sort, _pieces(path, n_row), 2):
             for first, result in zip(places, results):
                 _scatter(out, start, first, result)
                 first += result.counts
             progress(len(results[0].triples))
     return {
         folder / "counts.npy": save_npy(folder / "counts.npy", counts),
-        **{name: record_of(name) for name in (folder / "sharding.npz", path)},
+        **{name: record_of(name) for name in (folder / "sharding.npz", target)},
     }
+
+
+def _pieces(path: Path, n_row: int) -> Iterator[NDArray[np.int32]]:
+    """The rows of a .npy file, `n_row` at a time; mapped, all pages would come to be in memory."""
+    mapped = np.load(path, mmap_mode="r")
+    for first in range(0, len(mapped), n_row):
+        n = min(n_row, len(mapped) - first)
+        yield np.fromfile(path, np.int32, 3 * n, offset=mapped.offset + 12 * first).reshape(n, 3)
 
 
 def _count(piece: NDArray[np.int32], sharding: Sharding) -> NDArray[np.int64]:

@@ -289,10 +289,10 @@ def _with_buckets(
                 f" {_described(n_shard, seed, inverse)}; prepare in another folder"
             )
     n_train = manifest.parts.get("train", 0)
-    triples = map_array(folder / "train.npy", (n_train, 3), np.int32)
+    map_array(folder / "train.npy", (n_train, 3), np.int32)  # which refuses another array
     name, n_triple = f"buckets-{n_shard}", n_train * (1 + inverse)
     files = write_buckets(
-        triples, manifest.n_relation_type, Sharding.create(manifest.n_entity, n_shard, seed),
+        folder / "train.npy", manifest.n_relation_type, Sharding.create(manifest.n_entity, n_shard, seed),
         inverse, folder / name, use.piece_rows(n_shard), use.pool,
         use.telling(f"sorting triples for {n_shard} shards"),
     )  # fmt: skip

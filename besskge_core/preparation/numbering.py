@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import pyarrow as pa
@@ -272,50 +273,70 @@ def translate(
     Returns:
         n, the triples of each part; path to size and checksum.
     """
-    ids_of = {kind: _EntryIds(scans, part_of, kind, work) for kind in KINDS}
     records, sizes = {}, []
-
-    def triples(place: Tuple[int, int]) -> NDArray[np.int32]:
-        codes = scans[place[0]].codes(place[1])
-        rows = np.empty((codes.shape[1], 3), np.int32)
-        for kind, sides in SIDES.items():
-            ids = ids_of[kind](*place)
-            for column in sides:
-                rows[:, column] = ids[codes[column]]
-        return rows
-
-    for part, path in enumerate(paths):
-        own = [i for i in range(len(scans)) if part_of[i] == part]
-        n = sum(int(scans[i].rows.sum()) for i in own)
-        pieces: Iterator[Tuple[int, int]] = (
-            (i, piece) for i in own for piece in range(len(scans[i].rows))
-        )
-        with HashedFile(path) as file:
-            np.lib.format.write_array_header_1_0(file, npy_header((n, 3), np.int32))
-            for rows in in_order(pool, triples, pieces, 2):
+    with contextlib.ExitStack() as stack:
+        ids_of = {kind: _EntryIds(scans, part_of, kind, work) for kind in KINDS}
+        for of in ids_of.values():
+            stack.callback(of.close)
+        for part, path in enumerate(paths):
+            own = [scan for scan, i in enumerate(part_of) if i == part]
+            sizes.append(sum(int(scans[i].rows.sum()) for i in own))
+            file = stack.enter_context(HashedFile(path))
+            np.lib.format.write_array_header_1_0(file, npy_header((sizes[-1], 3), np.int32))
+            pieces = (
+                (scans[i].codes(k), {kind: of.read(i, k) for kind, of in ids_of.items()})
+                for i in own
+                for k in range(len(scans[i].rows))
+            )
+            for rows in in_order(pool, partial(_triples, ids_of), pieces, 2):
                 file.write(rows)
                 progress(len(rows))
-        records[path] = file.record
-        sizes.append(n)
+            records[path] = file.record
     return {"n": sizes}, records
 
 
+def _triples(
+    ids_of: Dict[str, _EntryIds], piece: Tuple[NDArray[np.int32], Dict[str, bytes]]
+) -> NDArray[np.int32]:
+    """int32 (n, 3) IDs of a piece, of its codes and its entries of each kind."""
+    codes, entries = piece
+    rows = np.empty((codes.shape[1], 3), np.int32)
+    for kind, sides in SIDES.items():
+        ids = ids_of[kind].ids[np.frombuffer(entries[kind], np.int32)]
+        for column in sides:
+            rows[:, column] = ids[codes[column]]
+    return rows
+
+
 class _EntryIds:
-    """IDs of the entries of a piece, in the order of its dictionary."""
+    """IDs of the entries of a piece, in the order of its dictionary.
+
+    Attributes:
+        ids: int32, at the places that the entries of a piece are.
+    """
 
     def __init__(
         self, scans: Sequence[Scan], part_of: Sequence[int], kind: str, work: Path
     ) -> None:
         order = segments(scans, part_of, kind)
         counts = counts_of(scans, order, kind)
-        ends = np.cumsum(counts.ravel()).reshape(counts.shape)
-        self._bounds = np.stack([ends - counts, ends], axis=-1)  # (P, G, 2) in the entries
+        self._counts, self._starts = counts, (np.cumsum(counts) - counts.ravel())
+        self._starts = self._starts.reshape(counts.shape)
         self._of = {segment: i for i, segment in enumerate(order)}
         self._n_side = len(SIDES[kind])
-        self._entries = np.memmap(work / f"{kind}.entries", np.int32, "r")
-        self._ids = np.fromfile(work / f"{kind}.ids", np.int32)
+        # Not mapped: pages that were read would count as memory of this process.
+        self._file = (work / f"{kind}.entries").open("rb", buffering=0)
+        self.ids = np.fromfile(work / f"{kind}.ids", np.int32)
 
-    def __call__(self, scan: int, piece: int) -> NDArray[np.int32]:
+    def read(self, scan: int, piece: int) -> bytes:
+        """The entries of a piece, int32; not for several threads at once."""
         own = [self._of[Segment(scan, piece, side)] for side in range(self._n_side)]
-        cells = self._bounds[:, own].reshape(-1, 2).tolist()
-        return self._ids[np.concatenate([self._entries[a:b] for a, b in cells])]
+        cells = zip(self._starts[:, own].ravel().tolist(), self._counts[:, own].ravel().tolist())
+        parts = []
+        for start, n in cells:
+            self._file.seek(4 * start)
+            parts.append(self._file.read(4 * n))
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._file.close()

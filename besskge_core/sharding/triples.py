@@ -110,7 +110,7 @@ class PartitionedTripleSet:
         n_bucket = int(np.prod(shape))
         counts = np.bincount(bucket, minlength=n_bucket).astype(np.int64)
         order = counting_argsort(bucket, n_bucket)
-        local = np.asarray(triples)[order].astype(np.int32)
+        local = np.asarray(triples)[order].astype(np.int32, copy=False)
         if mode != "t_shard":
             local[:, 0] = row_of[local[:, 0]]
         if mode != "h_shard":
