@@ -53,7 +53,7 @@ class DistributedRuntime(Runtime):
         # More threads would disagree on the order of what they exchange.
         super().__init__(model, exchange, ranks.device, min(n_worker, 1))
         self._planner = copy.copy(self.model)
-        self._planner.exchange = ranks.exchange(n_shard, ranks.host_group())
+        self._planner.exchange = ranks.exchange(n_shard, beside=True)
         for module in self.model.modules():
             if isinstance(module, FunctionRegularizer):
                 raise ConfigError(

@@ -25,6 +25,9 @@ T = TypeVar("T")
 #: Seconds that a rank waits for another, unless told.
 TIMEOUT = 300.0
 
+#: Those that this process has joined: groups and the watch are of the whole process.
+_joined: List[Ranks] = []
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -43,6 +46,7 @@ class Ranks:
     timeout: float = TIMEOUT
     watch: Optional[Watch] = None
     _talk: Exchange = field(default_factory=lambda: LocalExchange(1))
+    _beside: Optional[dist.ProcessGroup] = None
 
     def hosted(self, n_shard: int) -> range:
         """The shards of this rank.
@@ -58,16 +62,18 @@ class Ranks:
         n_host = n_shard // self.n_rank
         return range(self.rank * n_host, (self.rank + 1) * n_host)
 
-    def exchange(self, n_shard: int, group: Optional[dist.ProcessGroup] = None) -> Exchange:
-        """The collectives of so many shards, over a group of all ranks; by default the first."""
+    def exchange(self, n_shard: int, beside: bool = False) -> Exchange:
+        """The collectives of so many shards.
+
+        Args:
+            n_shard: of all ranks.
+            beside: for tensors of the host, from one thread beside that which runs the steps.
+        """
         if self.watch is None:
             return LocalExchange(n_shard)
-        guard = self.watch.guard() if group is None else self.watch.guard("beside")
-        return DistributedExchange(n_shard, group, guard)
-
-    def host_group(self) -> dist.ProcessGroup:
-        """A new group for tensors of the host, whose collectives may run beside those of others."""
-        return dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
+        if beside:
+            return DistributedExchange(n_shard, self._beside, self.watch.guard("beside"))
+        return DistributedExchange(n_shard, None, self.watch.guard())
 
     # -- agreeing ----------------------------------------------------------------------------------
 
@@ -135,6 +141,8 @@ def restarts_allowed() -> bool:
 def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
     """Join the other processes, if there are any: over gloo on CPUs, NCCL on GPUs.
 
+    Who has joined gets what they got, until they leave.
+
     Args:
         device: "cuda" is the GPU of this process's place on its host.
         timeout: seconds to wait for another rank until it is taken for lost.
@@ -144,6 +152,8 @@ def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
     """
     if not launched():
         return Ranks(device=torch.device(device), timeout=timeout)
+    if _joined:
+        return _joined[0]
     chosen, wait = torch.device(device), timedelta(seconds=timeout)
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -152,7 +162,7 @@ def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=wait)
         rank, n_rank = dist.get_rank(), dist.get_world_size()
-        group = dist.new_group(backend="gloo", timeout=wait)
+        group, beside = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
         # The first rank names this start. Agents of several hosts count restarts differently.
         name = torch.tensor(int.from_bytes(os.urandom(7), "big"))
         start = DistributedExchange(n_rank, group).gather_ranks(name)[0]
@@ -164,11 +174,13 @@ def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
             f" died at once ({str(error).strip().splitlines()[0]})"
         ) from error
     talk = DistributedExchange(n_rank, group, watch.guard())
-    return Ranks(rank, n_rank, chosen, timeout, watch, talk)
+    _joined.append(Ranks(rank, n_rank, chosen, timeout, watch, talk, beside))
+    return _joined[0]
 
 
 def leave(ranks: Ranks) -> None:
     """End what :func:`join` began."""
     if ranks.watch is not None:
+        _joined.clear()
         ranks.watch.close()
         dist.destroy_process_group()
