@@ -36,19 +36,33 @@ def host(tmp_path_factory):
         check=True,
     )
 
+    log = (program.parent / "log").open("w+")
+    running = []
+
     def run(vertex, comparison, sizes, *inputs, reverse=False):
+        if not running:
+            options = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+            pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+            running.append(subprocess.Popen([str(program)], env=options, **pipes))
+        (process,) = running
         is_half = bool(inputs) and inputs[0].dtype == np.float16
         case = np.array([vertex, comparison, is_half, *sizes, reverse], np.int32)
-        done = subprocess.run(
-            [str(program)],
-            input=b"".join(x.tobytes() for x in (case, *inputs)),
-            capture_output=True,
-            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        return np.frombuffer(done.stdout, np.float32)
+        try:
+            process.stdin.write(b"".join(x.tobytes() for x in (case, *inputs)))
+            process.stdin.flush()
+            (n_number,) = np.frombuffer(process.stdout.read(4), np.int32)
+            return np.frombuffer(process.stdout.read(4 * n_number), np.float32)
+        except (ValueError, BrokenPipeError):  # it has stopped, and said why
+            running.clear()
+            process.communicate()
+            log.seek(0)
+            pytest.fail(f"exit status {process.returncode}: {log.read()}")
 
-    return run
+    yield run
+    for process in running:
+        process.communicate()
+        assert process.returncode == 0
+    log.close()
 
 
 @pytest.fixture(params=["float32", "float16"])
