@@ -41,6 +41,8 @@ def host(tmp_path_factory):
 
     def run(vertex, comparison, sizes, *inputs, reverse=False):
         if not running:
+            log.seek(0)
+            log.truncate()
             options = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
             running.append(subprocess.Popen([str(program)], env=options, **pipes))
@@ -240,6 +242,7 @@ def test_every_pair_is_on_one_tile_and_nearly_all_tiles_work(host, sizes, n_tile
     times = np.zeros((n_query, n_candidate), int)
     largest = n_used = 0
     for own_q, own_e, _ in parts_of(host, sizes, n_tile):
+        assert own_q.stop <= n_query and own_e.stop <= n_candidate
         times[own_q, own_e] += 1
         largest = max(largest, times[own_q, own_e].size)
         n_used += 1
