@@ -36,19 +36,35 @@ def host(tmp_path_factory):
         check=True,
     )
 
+    log = (program.parent / "log").open("w+")
+    running = []
+
     def run(vertex, comparison, sizes, *inputs, reverse=False):
+        if not running:
+            log.seek(0)
+            log.truncate()
+            options = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+            pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+            running.append(subprocess.Popen([str(program)], env=options, **pipes))
+        (process,) = running
         is_half = bool(inputs) and inputs[0].dtype == np.float16
         case = np.array([vertex, comparison, is_half, *sizes, reverse], np.int32)
-        done = subprocess.run(
-            [str(program)],
-            input=b"".join(x.tobytes() for x in (case, *inputs)),
-            capture_output=True,
-            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"},
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        return np.frombuffer(done.stdout, np.float32)
+        try:
+            process.stdin.write(b"".join(x.tobytes() for x in (case, *inputs)))
+            process.stdin.flush()
+            (n_number,) = np.frombuffer(process.stdout.read(4), np.int32)
+            return np.frombuffer(process.stdout.read(4 * n_number), np.float32)
+        except (ValueError, BrokenPipeError):  # it has stopped, and said why
+            running.clear()
+            process.communicate()
+            log.seek(0)
+            pytest.fail(f"exit status {process.returncode}: {log.read()}")
 
-    return run
+    yield run
+    for process in running:
+        process.communicate()
+        assert process.returncode == 0
+    log.close()
 
 
 @pytest.fixture(params=["float32", "float16"])
@@ -226,6 +242,7 @@ def test_every_pair_is_on_one_tile_and_nearly_all_tiles_work(host, sizes, n_tile
     times = np.zeros((n_query, n_candidate), int)
     largest = n_used = 0
     for own_q, own_e, _ in parts_of(host, sizes, n_tile):
+        assert own_q.stop <= n_query and own_e.stop <= n_candidate
         times[own_q, own_e] += 1
         largest = max(largest, times[own_q, own_e].size)
         n_used += 1

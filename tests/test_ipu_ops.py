@@ -83,7 +83,7 @@ def test_an_operation_that_is_called_has_a_schema_checks_and_a_gradient(op):
         assert part in schema, f"{op} lacks {part}"
     assert re.search(r"::getGradOps\(\)|> getGradOps\(\) override \{", text)
     checks = re.findall(r"expect\((?:[^;]|\n)*?;", text)
-    assert checks and any(f'"{op} ' in check for check in checks), "errors name the operation"
+    assert checks and all(f'"{op} ' in check for check in checks), "errors name the operation"
 
 
 @pytest.mark.parametrize("name", PATTERNS)

@@ -1,10 +1,10 @@
-// Runs one vertex of pairwise_codelet.cpp on the host: tests/test_ipu_codelets.py gives its fields
-// on standard input, and reads what it wrote from standard output.
+// Runs vertices of pairwise_codelet.cpp on the host, one after the other: tests/test_ipu_codelets.py
+// gives their fields on standard input, and reads what they wrote from standard output.
 //
 //     in:  seven int32: vertex (0 PairScores, 1 PairGradients, 2 NormCoefficients of B pairs),
 //          comparison, whether rows are halves, B, N, D, whether workers go last to first; then the
 //          inputs
-//     out: the outputs, float32
+//     out: how many numbers there are, int32; the outputs, float32
 //
 // "Vertex" 3 asks tiling.h to deal the pairs to `comparison` tiles: six numbers of each part.
 //
@@ -43,6 +43,11 @@ void bind(Field& field, Memory<T>& memory) {
   field.bind(memory.start.get(), memory.size);
 }
 
+void announce(std::size_t n_number) {
+  const auto n = static_cast<std::int32_t>(n_number);
+  std::fwrite(&n, sizeof n, 1, stdout);
+}
+
 struct Case {
   std::int32_t vertex, comparison, is_half, n_query, n_candidate, width, is_reversed;
 };
@@ -68,14 +73,14 @@ void run_pairs(const Case& c) {
     PairScores<T, comparison> vertex;
     bind(vertex.q, q), bind(vertex.e, e), bind(vertex.out, out.spoil());
     set_sizes(vertex, c), run(vertex, c);
-    out.write();
+    announce(out.size), out.write();
   } else {
     Memory<float> slope(n_pair), dq(q.size), de(e.size);
     PairGradients<T, comparison> vertex;
     bind(vertex.q, q), bind(vertex.e, e), bind(vertex.slope, slope.read());
     bind(vertex.dq, dq.spoil()), bind(vertex.de, de.spoil());
     set_sizes(vertex, c), run(vertex, c);
-    dq.write(), de.write();
+    announce(dq.size + de.size), dq.write(), de.write();
   }
 }
 
@@ -88,7 +93,7 @@ void run_case(const Case& c) {
     bind(vertex.slope, slope.read()), bind(vertex.score, score.read());
     bind(vertex.out, out.spoil());
     vertex.n_pair = c.n_query, run(vertex, c);
-    out.write();
+    announce(out.size), out.write();
     return;
   }
   switch (c.comparison) {
@@ -100,22 +105,29 @@ void run_case(const Case& c) {
   }
 }
 
+void deal(const Case& c) {
+  const Rectangle each =
+      deal_pairs(c.n_query, c.n_candidate, c.width, c.is_half ? 2 : 4, c.comparison);
+  const std::vector<Part> parts = all_parts(c.n_query, c.n_candidate, each);
+  announce(6 * parts.size());
+  for (const Part& p : parts) {
+    for (const std::size_t x : {p.row, p.row_end, p.column, p.column_end, p.down, p.across}) {
+      const float number = static_cast<float>(x);
+      std::fwrite(&number, sizeof number, 1, stdout);
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   Case c;
-  if (std::fread(&c, sizeof c, 1, stdin) != 1) poplar::stop("there is no case");
-  if (c.vertex == 3) {
-    const Rectangle each =
-        deal_pairs(c.n_query, c.n_candidate, c.width, c.is_half ? 2 : 4, c.comparison);
-    for (const Part& part : all_parts(c.n_query, c.n_candidate, each)) {
-      for (const std::size_t x : {part.row, part.row_end, part.column, part.column_end, part.down,
-                                  part.across}) {
-        const float number = static_cast<float>(x);
-        std::fwrite(&number, sizeof number, 1, stdout);
-      }
+  while (std::fread(&c, sizeof c, 1, stdin) == 1) {
+    if (c.vertex == 3) {
+      deal(c);
+    } else {
+      c.is_half ? run_case<half>(c) : run_case<float>(c);
     }
-    return 0;
+    std::fflush(stdout);
   }
-  c.is_half ? run_case<half>(c) : run_case<float>(c);
 }
