@@ -1,11 +1,12 @@
 """Ranks killed at random: how soon the others notice, how soon the run goes on, and how it ends.
 
-    python benchmarks/faults.py [--runs 11] [--kills 5]
+    python benchmarks/faults.py [--runs 12] [--kills 5]
 
-Each run takes 200 steps under `torchrun --max-restarts`. At random steps, and a random moment later, a
-random rank gets SIGKILL; one kill in six falls while the ranks start. In the end tables, optimiser
-state, log and metrics must be those of a run of as many ranks that was left alone. Results go to
-`benchmarks/results/faults.md`.
+Each run takes 200 steps. At random steps, and a random moment later, a random rank gets SIGKILL; one
+kill in six falls while the ranks start. The others must end by themselves. One run in six is one of
+`torchrun --max-restarts`, which starts the ranks again; the others have no launcher, and are
+resumed by `--resume`. In the end tables, optimiser state, log and metrics must be those of a run of as
+many ranks that was left alone. Results go to `benchmarks/results/faults.md`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import mmap
+import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -28,15 +31,17 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 RESULT = Path(__file__).parent / "results" / "faults.md"
-RANKS = (2, 2, 2, 4)  # runs take turns
+#: Ranks, and whether under torchrun; runs take turns.
+KINDS = ((2, False), (4, False), (2, True), (2, False), (4, False), (2, False))
 N_STEP, N_EPOCH = 200, 10
 FLAGS = [
-    "--n-shard=4", "--dim=32", "--batch-size=1440", "--n-negative=1024", f"--epochs={N_EPOCH}",
-    "--evaluate-every=2", "--threads=1", "--checkpoint-seconds=0.3", "--sampler=random",
+    "--n-shard=4", "--dim=16", "--batch-size=528", "--n-negative=256", f"--epochs={N_EPOCH}",
+    "--evaluate-every=2", "--max-valid=64", "--threads=1", "--checkpoint-seconds=0.3",
 ]  # fmt: skip
+GRAPH = '[data]\ndataset = "family"\n[data.dataset_options]\nn_person = 256\n'
 #: What a rank tells of itself, in a file that the killer reads: process, start, step, what it does.
 STATE = struct.Struct("qqq96s")
 
@@ -47,12 +52,13 @@ STATE = struct.Struct("qqq96s")
 class Told:
     """Keeps in a file what the main thread of this rank does."""
 
-    def __init__(self, folder: Path) -> None:
-        path = folder / os.environ["RANK"]
+    def __init__(self, folder: Path, start: int) -> None:
+        self._start, path = start, folder / os.environ["RANK"]
         path.write_bytes(bytes(STATE.size))
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), STATE.size)
-        self._doing, self.step = ["starting"], -1
+        self._doing: List[str] = []
+        self.step = -1
         self._tell()
 
     def around(self, owner: Any, name: str, doing: str) -> None:
@@ -73,14 +79,13 @@ class Told:
         setattr(owner, name, wrapped)
 
     def _tell(self) -> None:
-        start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
-        what = ", ".join(self._doing[1:] or self._doing).encode()
-        STATE.pack_into(self._memory, 0, os.getpid(), start, self.step, what)
+        what = ", ".join(self._doing) or ("starting" if self.step < 0 else "between steps")
+        STATE.pack_into(self._memory, 0, os.getpid(), self._start, self.step, what.encode())
 
 
-def rank(folder: Path) -> None:
+def rank(folder: Path, start: int) -> None:
     """The command `besskge`, telling what it does."""
-    told = Told(folder)
+    told = Told(folder, start)
     import torch.distributed as dist
 
     from besskge_core import cli
@@ -106,6 +111,16 @@ def rank(folder: Path) -> None:
     cli.main()
 
 
+def forked_rank(
+    folder: Path, start: int, log: Path, variables: Dict[str, str], flags: List[str]
+) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
+    os.environ.update(variables)
+    sys.argv = ["besskge", *flags]
+    rank(folder, start)
+
+
 # -- the killer ------------------------------------------------------------------------------------
 
 
@@ -124,31 +139,33 @@ class Run:
     kills: List[Kill] = field(default_factory=list)
     same: bool = False
     named: int = 0
+    torchrun: bool = False
 
 
-class Launched:
-    """A run under torchrun, and what its ranks tell."""
+class Ranks:
+    """The ranks of a run, whoever starts them, and what they tell."""
 
     def __init__(self, n_rank: int, folder: Path) -> None:
-        self.n_rank, self._told = n_rank, folder / "told"
-        self._told.mkdir(parents=True)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        self.log = (folder / "log").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n_rank}",
-             "--max-restarts=99", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}",
-             __file__, "--rank", str(self._told), "train", "--dataset=family", *FLAGS,
-             "--out", str(folder / "run")],
-            stdout=subprocess.DEVNULL, stderr=self.log, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        self.n_rank, self.told, self.log = n_rank, folder / "told", folder / "log"
+        self.told.mkdir(parents=True)
+        self.log.write_text("")
+        graph = folder / "graph.toml"
+        graph.write_text(GRAPH)
+        self.flags = ["train", "--config", str(graph), *FLAGS, "--out", str(folder / "run")]
+        self.start_again()
 
-    def ranks(self, start: int) -> List[Optional[tuple]]:
+    def start_again(self) -> None:
+        """After a rank was lost and the others have ended."""
+
+    def ended(self) -> bool:
+        """Whether no rank will take a step any more."""
+        raise NotImplementedError
+
+    def look(self, start: int) -> List[Optional[Tuple[int, int, str]]]:
         """(process, step, what it does) of the ranks of this start that have come so far."""
-        found: List[Optional[tuple]] = []
+        found: List[Optional[Tuple[int, int, str]]] = []
         for i in range(self.n_rank):
-            path = self._told / str(i)
+            path = self.told / str(i)
             content = path.read_bytes() if path.exists() else b""
             state = STATE.unpack(content) if len(content) == STATE.size else (0, -1, -1, b"")
             doing = state[3].rstrip(b"\0").decode()
@@ -157,46 +174,107 @@ class Launched:
 
     def wait(self, start: int, step: int) -> bool:
         """Until all ranks of a start have come to a step; False if the run ended."""
-        while self.process.poll() is None:
-            if all(found is not None and found[1] >= step for found in self.ranks(start)):
+        while not self.ended():
+            if all(found is not None and found[1] >= step for found in self.look(start)):
                 return True
             time.sleep(0.005)
         return False
 
 
-def killed_run(n_rank: int, n_kill: int, folder: Path, moments: random.Random) -> Run:
-    run, launched = Run(n_rank), Launched(n_rank, folder)
+class Torchrun(Ranks):
+    def start_again(self) -> None:
+        if hasattr(self, "process"):
+            return  # torchrun does
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={self.n_rank}",
+             "--max-restarts=99", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{_port()}",
+             __file__, "--rank", str(self.told), *self.flags],
+            stdout=subprocess.DEVNULL, stderr=self.log.open("w"), env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+
+class Forked(Ranks):
+    """Of a process that has imported everything, so that a start takes no time."""
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["besskge_core.cli", "torch._dynamo"])
+
+    def start_again(self) -> None:
+        start, port = getattr(self, "_start", -1) + 1, str(_port())
+        self._start, self._processes = start, []
+        began = Path(self.flags[-1], "config.toml").exists()
+        for i in range(self.n_rank):
+            variables = dict(
+                RANK=str(i), LOCAL_RANK=str(i), WORLD_SIZE=str(self.n_rank), MASTER_PORT=port,
+                MASTER_ADDR="127.0.0.1",
+            )  # fmt: skip
+            flags = ["train", "--resume", *self.flags[1:]] if began else self.flags
+            process = self.context.Process(
+                target=forked_rank, args=(self.told, start, self.log, variables, flags)
+            )
+            process.start()
+            self._processes.append(process)
+
+    def ended(self) -> bool:
+        return all(process.exitcode is not None for process in self._processes)
+
+
+def _port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def killed_run(kind: Tuple[int, bool], n_kill: int, folder: Path, moments: random.Random) -> Run:
+    n_rank, torchrun = kind
+    run = Run(n_rank, torchrun=torchrun)
+    ranks = (Torchrun if torchrun else Forked)(n_rank, folder)
     steps = sorted(moments.randrange(N_STEP - 5) for _ in range(n_kill))
     for start, step in enumerate(steps):
         starting = moments.random() < 1 / 6
-        if not launched.wait(start, -1 if starting else step):
+        if not ranks.wait(start, -1 if starting else step):
             break
-        time.sleep(moments.uniform(0.0, 4.0 if starting else 0.4))
-        before = launched.ranks(start)
-        victim = moments.randrange(n_rank)
-        found = launched.ranks(start)[victim]
-        if found is None or launched.process.poll() is not None:
+        time.sleep(moments.uniform(0.0, (4.0 if torchrun else 1.5) if starting else 0.4))
+        kill = _kill(ranks, start, moments.randrange(n_rank))
+        if kill is None:
             break
-        try:
-            os.kill(found[0], signal.SIGKILL)
-        except ProcessLookupError:
-            break
-        began = time.monotonic()
-        kill = Kill(victim, found[1], found[2])
         run.kills.append(kill)
-        while any(other is not None and _lives(other[0]) for other in before):
-            time.sleep(0.005)
-        kill.noticed = time.monotonic() - began
-        if launched.wait(start + 1, 0):
-            kill.resumed = time.monotonic() - began
-    launched.process.wait()
-    launched.log.seek(0)
-    text = launched.log.read()
+    while not ranks.ended():
+        time.sleep(0.05)
+    text = ranks.log.read_text()
     run.named = sum(
-        f"Error: rank {kill.rank} died" in text or f"local_rank: {kill.rank} " in text
+        re.search(
+            rf"^Error: rank {kill.rank}\W|local_rank: {kill.rank} |^Error: not all of", text, re.M
+        )
+        is not None
         for kill in run.kills
     )
     return run
+
+
+def _kill(ranks: Ranks, start: int, victim: int) -> Optional[Kill]:
+    before = ranks.look(start)
+    found = before[victim]
+    if found is None or ranks.ended():
+        return None
+    try:
+        os.kill(found[0], signal.SIGKILL)
+    except ProcessLookupError:
+        return None
+    began = time.monotonic()
+    kill = Kill(victim, found[1], found[2])
+    while any(other is not None and _lives(other[0]) for other in before):
+        time.sleep(0.005)
+    kill.noticed = time.monotonic() - began
+    while isinstance(ranks, Forked) and not ranks.ended():
+        time.sleep(0.005)
+    ranks.start_again()
+    if ranks.wait(start + 1, 0):
+        kill.resumed = time.monotonic() - began
+    return kill
 
 
 def _lives(process: int) -> bool:
@@ -232,7 +310,7 @@ def report(runs: List[Run], seconds: Dict[int, float], done: str) -> str:
         "# Ranks killed at random",
         "",
         f"`{done}`: torch {machine['torch']}, Python {machine['python']},"
-        f" {os.cpu_count()} CPUs, besides other work. `family`, {' '.join(FLAGS)}; {N_STEP} steps.",
+        f" {os.cpu_count()} CPUs, besides other work. `family` of 256, {' '.join(FLAGS)}; {N_STEP} steps.",
         "",
         f"**{len(kills)} kills in {len(runs)} runs; {same} of {len(runs)} runs ended with the bits of"
         " the run that was left alone**: every file of the last checkpoint and of the best weights"
@@ -242,10 +320,10 @@ def report(runs: List[Run], seconds: Dict[int, float], done: str) -> str:
         "",
         "*Noticed*: seconds from the kill until all other ranks of that start had ended, having told"
         " who was lost; 3.5 of them are to find out who is silent. *Resumed*: until all ranks had"
-        " come to a step again; most of it is torch being imported.",
+        " come to a step again; under torchrun most of it is torch being imported.",
         "",
-        "| run | ranks | killed at step | noticed, median and most | resumed, median and most | same bits |",
-        "|---|---|---|---|---|---|",
+        "| run | ranks | started again by | killed at step | noticed, median and most | resumed, median and most | same bits |",
+        "|---|---|---|---|---|---|---|",
     ]
     for number, run in enumerate(runs, start=1):
         at = ", ".join("start" if kill.step < 0 else str(kill.step) for kill in run.kills)
@@ -256,8 +334,9 @@ def report(runs: List[Run], seconds: Dict[int, float], done: str) -> str:
                 [kill.resumed for kill in run.kills if kill.resumed],
             )
         ]
+        by = "torchrun" if run.torchrun else "--resume"
         verdict = "yes" if run.same else "NO"
-        lines.append(f"| {number} | {run.n_rank} | {at} | {' | '.join(spans)} | {verdict} |")
+        lines.append(f"| {number} | {run.n_rank} | {by} | {at} | {' | '.join(spans)} | {verdict} |")
     lines += ["", "What the killed rank was doing:", "", "| doing | kills |", "|---|---|"]
     lines += [f"| {what} | {n} |" for what, n in doing.most_common()]
     return "\n".join(lines) + "\n"
@@ -265,7 +344,7 @@ def report(runs: List[Run], seconds: Dict[int, float], done: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--kills", type=int, default=5, help="of each run")
     parser.add_argument("--seed", type=int, default=0, help="of moments and victims")
     chosen = parser.parse_args()
@@ -274,23 +353,22 @@ def main() -> None:
     seconds: Dict[int, float] = {}
     with tempfile.TemporaryDirectory() as place:
         for number in range(chosen.runs):
-            n_rank, folder = RANKS[number % len(RANKS)], Path(place, f"run-{number}")
-            if n_rank not in expected:
-                alone, began = Path(place, f"alone-{n_rank}"), time.monotonic()
-                killed_run(n_rank, 0, alone, moments)
-                seconds[n_rank] = time.monotonic() - began
-                expected[n_rank] = outcome(alone / "run")
-            run = killed_run(n_rank, chosen.kills, folder, moments)
+            kind, folder = KINDS[number % len(KINDS)], Path(place, f"run-{number}")
+            if kind[0] not in expected:
+                alone, began = Path(place, f"alone-{kind[0]}"), time.monotonic()
+                killed_run((kind[0], False), 0, alone, moments)
+                seconds[kind[0]] = time.monotonic() - began
+                expected[kind[0]] = outcome(alone / "run")
+            run = killed_run(kind, chosen.kills, folder, moments)
             try:
-                run.same = outcome(folder / "run") == expected[n_rank]
+                run.same = outcome(folder / "run") == expected[kind[0]]
             except (OSError, IndexError) as error:
                 print(f"run {number + 1}: {error}", file=sys.stderr)
             print(number + 1, run, flush=True)
             runs.append(run)
-            if run.same:
-                shutil.rmtree(folder)
-            else:
+            if not run.same:
                 print((folder / "log").read_text()[-8000:], file=sys.stderr)
+            shutil.rmtree(folder)
             done = f"python benchmarks/faults.py --runs {chosen.runs} --kills {chosen.kills}"
             RESULT.write_text(report(runs, seconds, done))
     print(RESULT.read_text())
@@ -300,6 +378,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--rank"]:
         where = Path(sys.argv[2])
         sys.argv = ["besskge", *sys.argv[3:]]
-        rank(where)
+        rank(where, int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
     else:
         main()

@@ -52,6 +52,7 @@ class Watch:
         )  # fmt: skip
         self._begun: Counter[str] = Counter()
         self._lost, self._failed = "", False  # what is known of another rank; whether this one ends
+        self._n_silent = 0
         self._prefix, self._ended = f"besskge/{start}", threading.Event()
         self._sign()
         self._thread = threading.Thread(target=self._beat, name="besskge-watch", daemon=True)
@@ -92,7 +93,8 @@ class Watch:
             ended = self._add_ended(1)
             # The store may end with the first rank: let the others read it.
             until = time.monotonic() + 1.5 * INTERVAL
-            while self.rank == 0 and ended < self.n_rank and time.monotonic() < until:
+            others = self.n_rank - self._n_silent
+            while self.rank == 0 and ended < others and time.monotonic() < until:
                 time.sleep(INTERVAL / 10)
                 ended = self._add_ended(0)
 
@@ -140,6 +142,7 @@ class Watch:
         others = [rank for rank in range(self.n_rank) if rank != self.rank]
         silent = [rank for rank in others if before[rank] == after[rank]]
         if silent:
+            self._n_silent = len(silent)
             return (
                 f"rank {_listed(silent)} died or cannot be reached: no sign of life for"
                 f" {SILENCE:g} s ({what})"
@@ -150,8 +153,8 @@ class Watch:
         behind = [rank for rank, n in begun.items() if n == least < own]
         if behind:
             return (
-                f"rank {_listed(behind)} hangs, {own - least} collectives behind rank {self.rank},"
-                f" or needs a longer --timeout ({what})"
+                f"rank {_listed(behind)} hangs, {own - least} collective(s) behind rank"
+                f" {self.rank}, or needs a longer --timeout ({what})"
             )
         return f"a collective failed on rank {self.rank}, no rank is silent or behind ({what})"
 
