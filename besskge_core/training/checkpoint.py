@@ -173,7 +173,7 @@ def _write_manifest(
         "files": dict(sorted(digests.items())),
         "state": state,
     }
-    manifest["sha256"] = _own_digest(manifest)
+    manifest["sha256"] = manifest_digest(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     sync(folder / MANIFEST)
     sync(folder)
@@ -263,14 +263,15 @@ def read_manifest(path: Path) -> Dict[str, Any]:
             f" {' and '.join(map(str, READ))}"
         )
     digest = manifest.pop("sha256", None)
-    if digest != _own_digest(manifest) and (digest is not None or manifest["format"] > 1):
+    if digest != manifest_digest(manifest) and (digest is not None or manifest["format"] > 1):
         raise CheckpointError(
             f"{path / MANIFEST}: its sha256 is not that of its content; it is damaged"
         )
     return manifest
 
 
-def _own_digest(manifest: Mapping[str, Any]) -> str:
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """The sha256 of a manifest without its own."""
     as_read = json.loads(json.dumps(manifest))  # whose keys are strings
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
