@@ -156,10 +156,14 @@ def formula(n_rank: int, case: str) -> int:
 
 
 def predicted(n_rank: int, case: str) -> float:
-    """Milliseconds of a step, as `besskge plan` has it, of ranks that share this machine evenly."""
+    """Milliseconds of a step, as `besskge plan` has it, of ranks that share this machine evenly.
+
+    Plans know one shard a rank, or one rank; so that is what two ranks are planned with.
+    """
     n_entity, n_triple, batch_size, n_negative = CASES[case]
     flags = dict(
-        score_function="complex", dim=WIDTH // 2, inverse_relations=False, n_shard=N_SHARD,
+        score_function="complex", dim=WIDTH // 2, inverse_relations=False,
+        n_shard=N_SHARD if n_rank == 1 else n_rank,
         scheme="embedding" if n_negative else "all", batch_size=batch_size, loss="logsigmoid",
         n_negative=max(n_negative, 1), optimizer="adagrad",
     )  # fmt: skip
