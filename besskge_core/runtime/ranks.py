@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Callable, List, Optional, Sequence, TypeVar
+from typing import Any, Callable, Dict, List, Optional, Sequence, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -160,7 +160,8 @@ def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
         torch.cuda.set_device(chosen)
     try:
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=wait)
+            backend = "nccl" if chosen.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=wait, **_store_of_restart(wait))
         rank, n_rank = dist.get_rank(), dist.get_world_size()
         group, beside = (dist.new_group(backend="gloo", timeout=wait) for _ in range(2))
         # The first rank names this start. Agents of several hosts count restarts differently.
@@ -176,6 +177,26 @@ def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
     talk = DistributedExchange(n_rank, group, watch.guard())
     _joined.append(Ranks(rank, n_rank, chosen, timeout, watch, talk, beside))
     return _joined[0]
+
+
+def _store_of_restart(wait: timedelta) -> Dict[str, Any]:
+    """Where ranks that an agent has started again find each other; else torch decides.
+
+    The agent's store may still have the addresses of those that have ended, and torch 2.13 would try
+    to connect to them.
+    """
+    if not restarted() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+        wait_for_workers=False, timeout=wait,
+    )  # fmt: skip
+    prefix = f"besskge/restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    return dict(
+        store=dist.PrefixStore(prefix, store),  # type: ignore[attr-defined]
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+    )
 
 
 def leave(ranks: Ranks) -> None:
