@@ -1,13 +1,4 @@
-"""What each shard gets in one step.
-
-A batch is a pure function of (seed, epoch, step): any process can draw any step again, which is
-what makes a run resumable bit for bit and lets each worker draw only its own part.
-
-Axes of a batch, for triples partitioned by shard pairs:
-    M: micro-batches of a step          S: hosting shard, then peer shard
-    P: positives of a bucket            B = S * P: positives that one shard scores
-For "h_shard" and "t_shard" there is no peer axis, and B = P.
-"""
+"""What all batch samplers share: from the triples of a step to its columns."""
 
 from __future__ import annotations
 
@@ -33,11 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from besskge_core.batch_sampler.weighting import frequency_weight
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange
 from besskge_core.negative_sampler import ShardedNegativeSampler
 from besskge_core.ops import take_columns
-from besskge_core.philox import Position, Purpose, permutation, random_below
+from besskge_core.philox import Position
 from besskge_core.sharding import PartitionedTripleSet
 
 Batch = Dict[str, Tensor]
@@ -359,140 +351,3 @@ class _Steps(Sampler[Draw]):
         epoch, self._epoch = self._epoch, self._epoch + 1
         for step in range(len(self)):
             yield Draw(epoch, step, self._shuffle)
-
-
-class RigidShardedBatchSampler(ShardedBatchSampler):
-    """Every triple once an epoch; shorter buckets are padded, and the mask says where.
-
-    The order within each bucket is shuffled anew for every epoch.
-    """
-
-    _order: Tuple[int, slice, NDArray[np.int64]] = (-1, slice(0), np.empty(0, dtype=np.int64))
-
-    @property
-    def epoch_size(self) -> int:
-        return len(self.triple_set.triples)
-
-    @property
-    def n_step(self) -> int:
-        return int(-(-self.triple_set.triple_counts.max() // self.partition_sample_size))
-
-    def sample_triples(self, position: Position, shuffle: bool) -> Sampled:
-        return self._sample(position, shuffle, slice(0, self.n_bucket))
-
-    def _hosted_triples(
-        self, position: Position, shuffle: bool, hosted: range
-    ) -> Optional[Sampled]:
-        if type(self).sample_triples is not RigidShardedBatchSampler.sample_triples:
-            return None
-        return self._sample(position, shuffle, self._buckets(hosted))
-
-    def _sample(self, position: Position, shuffle: bool, buckets: slice) -> Sampled:
-        first = position.step * self.partition_sample_size
-        places = np.arange(first, first + self.partition_sample_size)
-        n_bucket = buckets.stop - buckets.start
-        triples, kept = self._at(np.broadcast_to(places, (n_bucket, len(places))), buckets)
-        if not shuffle:
-            return triples, kept, None
-        order = self._shuffled(position.epoch, buckets)
-        start = int(self.triple_set.triple_offsets.ravel()[buckets.start])
-        is_empty = self.triple_set.triple_counts.ravel()[buckets] == 0
-        if not is_empty.any():
-            return order[triples - start], kept, None
-        shuffled = np.zeros_like(triples)  # triple 0 stands in for those of empty buckets
-        shuffled[~is_empty] = order[triples[~is_empty] - start]
-        return shuffled, kept, None
-
-    def _shuffled(self, epoch: int, buckets: slice) -> NDArray[np.int64]:
-        """int64 (n,): places of the triples of these buckets, in the order of this epoch."""
-        known, of_buckets, order = self._order
-        if known != epoch or of_buckets != buckets:
-            counts = self.triple_set.triple_counts.ravel()
-            offsets = self.triple_set.triple_offsets.ravel()
-            order = np.concatenate(
-                [
-                    offsets[i] + permutation(self.seed, Purpose.SHUFFLE, Position(epoch, i), n)
-                    for i, n in enumerate(counts.tolist())
-                    if buckets.start <= i < buckets.stop
-                ]
-            )
-            self._order = (epoch, buckets, order)
-        return order
-
-
-class RandomShardedBatchSampler(ShardedBatchSampler):
-    """Triples drawn with replacement, equally many of each bucket.
-
-    A large bucket's triples would be drawn too rarely, so each triple weighs by the size of its
-    bucket over the mean: in expectation all triples count the same, and the weights of a step
-    sum to its number of triples. Empty buckets weigh nothing.
-
-    Args:
-        bucket_weighting: False gives the unweighted batches of upstream BESS-KGE.
-    """
-
-    def __init__(self, *args: object, bucket_weighting: bool = True, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self.bucket_weighting = bucket_weighting
-        counts = self.triple_set.triple_counts.ravel()
-        self._has_empty_bucket, self._bucket_weight = not counts.all(), counts / counts.mean()
-
-    @property
-    def epoch_size(self) -> int:
-        return self.n_step * self.partition_sample_size * self.n_bucket
-
-    def _at_places(self, places: NDArray[np.int64]) -> Batch:
-        """A list of one number is a step; other lists are places within each bucket."""
-        if len(places) == 1:
-            return self[int(places[0])]
-        return super()._at_places(places)
-
-    @property
-    def n_step(self) -> int:
-        per_step = self.partition_sample_size * self.n_bucket
-        return int(-(-len(self.triple_set.triples) // per_step))
-
-    def sample_triples(self, position: Position, shuffle: bool) -> Sampled:
-        return self._sample(position, slice(0, self.n_bucket))
-
-    def _hosted_triples(
-        self, position: Position, shuffle: bool, hosted: range
-    ) -> Optional[Sampled]:
-        if type(self).sample_triples is not RandomShardedBatchSampler.sample_triples:
-            return None
-        return self._sample(position, self._buckets(hosted))
-
-    def _sample(self, position: Position, buckets: slice) -> Sampled:
-        width, counts = self.partition_sample_size, self.triple_set.triple_counts.ravel()
-        places = random_below(
-            self.seed, Purpose.TRIPLES, position, counts[buckets], width, first=buckets.start
-        )
-        first = self.triple_set.triple_offsets.reshape(-1, 1)[buckets]
-        if self._has_empty_bucket:
-            triples, mask = self._at(places, buckets)
-        else:
-            triples, mask = first + places, None
-        if not self.bucket_weighting or len(counts) == 1:
-            return triples, mask, None
-        weight = self._bucket_weight[buckets].repeat(width).reshape(triples.shape)
-        return triples, mask, weight
-
-
-def frequency_weight(triple_set: PartitionedTripleSet, smoothing: float) -> NDArray[np.float64]:
-    """1 / sqrt(n(h, r) + n(r, t) + smoothing) of every triple, with mean 1.
-
-    Entities are counted by ID, not by row, so that different shards are not mixed up.
-
-    Returns:
-        float64 (n_triple,), in the partitioned order.
-    """
-    head, relation, tail = triple_set.entity_ids().T
-    n_entity = np.int64(triple_set.sharding.n_entity)
-    total = np.full(len(head), smoothing)
-    for entity in (head, tail):
-        _, inverse, count = np.unique(
-            relation * n_entity + entity, return_inverse=True, return_counts=True
-        )
-        total += count[inverse.ravel()]
-    weight: NDArray[np.float64] = 1.0 / np.sqrt(total)
-    return weight / weight.mean()
