@@ -121,7 +121,7 @@ def _moment(errors: Sequence[str]) -> float:
 
 def torchrun(
     n_rank: int, arguments: Sequence[str], faults: Optional[Faults] = None, *options: str,
-    signal_after: Optional[Path] = None, bound: float = 120.0,
+    signal_after: Optional[Path] = None, bound: float = 300.0,
 ) -> Ended:  # fmt: skip
     """Run the command under torchrun, which is told to end once the path exists, if one is given."""
     plan = json.dumps(faults or {})
