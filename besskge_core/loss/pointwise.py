@@ -7,6 +7,7 @@ number of negatives. In the formulas x is a score, y its label, y' = 2 y - 1, an
 from __future__ import annotations
 
 import abc
+import math
 from typing import ClassVar, Optional, Sequence
 
 import torch
@@ -41,7 +42,7 @@ class PointwiseLoss(LabelledLoss):
         """
         score, label = torch.broadcast_tensors(predictions.to(wide(predictions)), labels)
         weight = None if weight is None else weight.to(score.dtype)
-        entries = Labelled(score, label, score.isneginf() & ~label.bool(), weight)
+        entries = Labelled(score, label, (score == -math.inf) & ~label.bool(), weight)
         return self._reduce(self.of_labels(entries, Smoothing()), self.mean_over_number)
 
 
