@@ -7,24 +7,30 @@ IPUs are those of the double in `poptorch_double`; none of this has run on an IP
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import poptorch_double
 import pytest
 import torch
-from support import make_score
+from ranks import small_graph
+from support import by_entity, make_score
 from test_distributed import sampler_of
 from torch.testing import assert_close
 
-from besskge_core.bess import EmbeddingMovingBessKGE, ScoreMovingBessKGE
-from besskge_core.embedding import Embedding
+from besskge_core.batch_sampler import RigidShardedBatchSampler
+from besskge_core.bess import EmbeddingMovingBessKGE, ScoreMovingBessKGE, TopKQueryBessKGE
+from besskge_core.embedding import Embedding, unshard_rows
 from besskge_core.exchange import LocalExchange
 from besskge_core.loss import LOSSES
 from besskge_core.metric import Evaluation
+from besskge_core.negative_sampler import PlaceholderNegativeSampler
 from besskge_core.philox import Position
 from besskge_core.regularizer import REGULARIZERS
 from besskge_core.runtime import IPURuntime, IPUSettings, LocalRuntime, join, make_runtime
 from besskge_core.runtime.ipu import make_optimizer
+from besskge_core.sharding import PartitionedTripleSet, Sharding
+from besskge_core.training.checkpoint import load_checkpoint, save_checkpoint
 
 RUNTIMES = ["local", "distributed", "ipu"]
 #: Ranks of the distributed one.
@@ -227,3 +233,117 @@ def check_ranks(settings: Settings, position: Position, out: Dict[str, torch.Ten
     for m in range(len(ranks)):
         own = evaluation.report(out["positive_score"][m], out["negative_score"][m], mask[m])
         assert torch.equal(ranks[m], own["ranks"]) and torch.equal(metrics[m], own["metrics"])
+
+
+# -- what only some do -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [dict(), dict(optimizer=("adam", dict(lr=0.05)))])
+def test_accumulated_gradients_make_one_update(case):
+    settings = dict(case, accumulation=2)
+    expected, found = by_hand(settings), followed("ipu", settings)
+    assert_close(found["outputs"], expected["outputs"])
+    assert_close(found["weights"], expected["weights"])
+    assert not torch.allclose(expected["weights"]["table"], by_hand(case)["weights"]["table"])
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+def stored(kind: str, settings: Settings, path: str) -> None:
+    """Train, and write a checkpoint."""
+    with ExitStack() as stack:
+        if kind == "ipu":
+            stack.enter_context(poptorch_double.installed())
+        parts = Parts(settings, kind)
+        step = parts.runtime.training_step(parts.optimizer())
+        for batch in parts.runtime.dataloader(parts.sampler):
+            step(batch)
+        parts.runtime.to_host()
+        ranks = join() if kind == "distributed" else None
+        save_checkpoint(Path(path), parts.score_fn, None, {"epoch": 1}, ranks)
+
+
+def gone_on(kind: str, settings: Settings, path: str) -> Dict[str, Any]:
+    """Read a checkpoint after steps from other weights, and go on with it."""
+    with ExitStack() as stack:
+        if kind == "ipu":
+            stack.enter_context(poptorch_double.installed())
+        parts = Parts(settings, kind)
+        runtime, sampler = parts.runtime, parts.sampler
+        step = runtime.training_step(parts.optimizer())
+        step(next(runtime.dataloader(sampler)))
+        ranks = join() if kind == "distributed" else None
+        assert load_checkpoint(Path(path), parts.score_fn, ranks=ranks) == {"epoch": 1}
+        runtime.to_device()
+        outputs = [step(batch) for batch in runtime.dataloader(sampler, 1)]
+        runtime.to_host()
+        return dict(outputs=outputs, inferred={}, weights=parts.weights())
+
+
+@pytest.mark.parametrize("reader", RUNTIMES)
+@pytest.mark.parametrize("writer", RUNTIMES)
+def test_a_run_goes_on_elsewhere(pools, tmp_path, writer, reader):
+    settings: Settings = dict(mover=ScoreMovingBessKGE)
+    path, rest = str(tmp_path / "stored"), dict(settings)
+    if writer == "distributed":
+        pools(N_RANK).run(stored, writer, settings, path)
+    else:
+        stored(writer, settings, path)
+    if reader == "distributed":
+        parts = pools(N_RANK).run(gone_on, reader, rest, path)
+        table = torch.cat([x["weights"]["table"] for x in parts])
+        found = dict(parts[0], weights=dict(parts[0]["weights"], table=table))
+    else:
+        found = gone_on(reader, rest, path)
+    expected = by_hand(settings, 1)
+    again = Parts(settings, "local")
+    with torch.no_grad():
+        for name, x in again.weights().items():
+            x.copy_(expected["weights"][name])
+    step = again.runtime.training_step(again.optimizer())
+    # `by_hand` of one epoch, and then another with the learning rate as it was.
+    outputs = [step(again.sampler.batch(Position(1, i))) for i in range(again.sampler.n_step)]
+    assert_close(found["outputs"], outputs)
+    assert_close(found["weights"], again.weights())
+
+
+def test_what_ipus_trained_is_asked_on_a_laptop(tmp_path):
+    settings: Settings = dict(score="rotate")
+    stored("ipu", settings, str(tmp_path / "stored"))
+    trained = by_hand(settings, 1)["weights"]
+    elsewhere = Sharding.create(37, 1, seed=5)  # one shard, and other rows
+    score_fn = make_score("rotate", elsewhere, 4, dtype=torch.float32)
+    load_checkpoint(tmp_path / "stored", score_fn)
+    sharding = Parts(settings, None).sharding
+    assert_close(by_entity(score_fn), unshard_rows(trained["table"], sharding))
+
+
+# -- queries ---------------------------------------------------------------------------------------
+
+
+def answered(kind: str, n_shard: int = 4) -> Dict[str, torch.Tensor]:
+    graph = small_graph()
+    sharding = Sharding.create(graph.n_entity, n_shard, 0)
+    triples = PartitionedTripleSet.create_from_dataset(graph, "valid", sharding, "h_shard")
+    candidates = PlaceholderNegativeSampler("t")
+    sampler = RigidShardedBatchSampler(triples, candidates, 3, 2, seed=0)
+    score_fn = make_score("complex", sharding, 4, dtype=torch.float32)
+    model = TopKQueryBessKGE(3, candidates, score_fn, EVALUATION, True, window_size=4)
+    with ExitStack() as stack:
+        if kind == "ipu":
+            stack.enter_context(poptorch_double.installed())
+        runtime = IPURuntime(model) if kind == "ipu" else make_runtime(model, join())
+        if kind == "local":
+            runtime = LocalRuntime(model)
+        step = runtime.inference_step()
+        outputs = [step(batch) for batch in runtime.dataloader(sampler, shuffle=False)]
+    return {name: torch.cat([out[name] for out in outputs]) for name in outputs[0]}
+
+
+@pytest.mark.parametrize("kind", ["distributed", "ipu"])
+def test_queries_have_the_same_answers(pools, kind):
+    expected = answered("local")
+    found = answered(kind) if kind == "ipu" else joined(pools(N_RANK).run(answered, kind))
+    assert expected["topk_global_id"].shape[2] == 3
+    assert_close(found, expected)

@@ -216,6 +216,7 @@ class FocalLoss(ElementwiseLoss):
     def cost(self, x: Tensor, y: Tensor | float) -> Tensor:
         # Of logs, as the power of a q that has become 0 has no gradient for some gamma.
         y = y if isinstance(y, Tensor) else x.new_full((), y)
-        log_q = torch.logaddexp(y.log() + F.logsigmoid(-x), (1.0 - y).log() + F.logsigmoid(x))
+        parts = y.log() + F.logsigmoid(-x), (1.0 - y).log() + F.logsigmoid(x)
+        log_q = torch.stack(parts).logsumexp(0)  # logaddexp cannot be compiled for an IPU
         cost = (self.gamma * log_q).exp() * binary_cross_entropy(x, y)
         return cost if self.alpha is None else mix(y, cost * self.alpha, cost * (1.0 - self.alpha))

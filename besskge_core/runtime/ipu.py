@@ -47,6 +47,7 @@ from besskge_core.exchange import PopTorchExchange
 from besskge_core.ops.tracing import tracing
 from besskge_core.optim import LazyAdam, RowOptimizer
 from besskge_core.runtime.base import Model, Planned, Runtime
+from besskge_core.scoring.operators import CircularConvolution
 
 #: Says where the program runs, unless the settings do.
 TARGET = "BESSKGE_IPU"
@@ -613,6 +614,11 @@ def _check_part(module: nn.Module) -> None:
                 f"representations are {module.dtype}, and IPUs have no complex numbers; use a score"
                 " function whose rows are real and imaginary parts"
             )
+    if isinstance(module, CircularConvolution):
+        raise ConfigError(
+            "HolE is computed with Fourier transforms, which PopTorch has not; ComplEx has the same"
+            " scores, and is cheaper"
+        )
     if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
         raise ConfigError(
             f"{type(module).__name__} keeps statistics, which differ between replicas, and PopTorch"

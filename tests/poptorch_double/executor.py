@@ -55,7 +55,7 @@ class Executor:
         self.per_replica_params: Dict[str, Tuple[Any, int, Any]] = {}
         self._replicas: List[nn.Module] = []
         self._leaves: Dict[str, List[Tensor]] = {}
-        self._attached, self._dirty, self._signature = False, False, None
+        self._attached, self._detached, self._dirty, self._signature = False, False, False, None
         self.n_step = 0
         if not training and self._options.Training.gradient_accumulation != 1:
             raise Error("You must set Training.gradientAccumulation to 1 for inference")
@@ -127,7 +127,7 @@ class Executor:
         if self._training:
             self.copyWeightsToHost()
         MACHINE["held"] -= self._options.replication_factor
-        self._attached = False
+        self._attached, self._detached = False, True
 
     def destroy(self) -> None:
         if self._attached:
@@ -229,12 +229,13 @@ class Executor:
         if not self.isCompiled():
             self._compile(leaves, spec)
             self._signature = seen
-            self.attachToDevice()
         elif seen != self._signature:
             raise Error(
                 f"inputs {seen} do not match those that the program was compiled for,"
                 f" {self._signature}"
             )
+        if not self._attached and not self._detached:
+            self.attachToDevice()
         if not self._attached:
             raise Error("the model is not attached to a device")
         if not self._training:
