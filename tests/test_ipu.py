@@ -35,7 +35,7 @@ from besskge_core.optim import OPTIMIZERS
 from besskge_core.philox import Position
 from besskge_core.runtime import IPURuntime, IPUSettings, LocalRuntime
 from besskge_core.runtime.ipu import make_optimizer, make_options
-from besskge_core.scoring import SCORE_FUNCTIONS
+from besskge_core.scoring import SCORE_FUNCTIONS, tiles
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,8 @@ def test_sums_over_replicas_have_no_gradient():
     exchange, x = PopTorchExchange(2), torch.ones(3, requires_grad=True)
     outs = Lockstep(2).run(lambda rank: (exchange.sum_ranks(x), exchange.gather_ranks(x)))
     assert all(torch.equal(sums, 2 * torch.ones(3)) for sums, _ in outs)
-    assert all(torch.equal(rows, torch.ones(2, 3)) and not rows.requires_grad for _, rows in outs)
+    assert all(torch.equal(rows, torch.ones(2, 3)) for _, rows in outs)
+    assert not any(x.requires_grad for out in outs for x in out)
 
 
 def test_an_exchange_outside_a_program_is_refused():
@@ -483,3 +484,14 @@ def test_a_frozen_table_is_refused():
     runtime.model.score_fn.entity_embedding.requires_grad_(False)
     with pytest.raises(ConfigError, match="a frozen entity table"):
         runtime.training_step(torch.optim.SGD(runtime.model.parameters(), lr=0.1))
+
+
+def test_tiles_are_computed_once_in_a_program(monkeypatch):
+    monkeypatch.setattr(tiles, "TILE_SIZE", 64)
+    monkeypatch.setattr(tiles, "checkpoint", None)  # what to compute again, a compiler decides
+    sampler, runtime = prepare(2, score="boxe")
+    found = runtime.training_step(sgd(runtime, lr=0.01))(sampler[0])["loss"]
+    monkeypatch.undo()
+    with poptorch_double.installed():
+        sampler, runtime = prepare(2, score="boxe")
+        assert_close(found, runtime.training_step(sgd(runtime, lr=0.01))(sampler[0])["loss"])

@@ -24,10 +24,8 @@ class _Settings:
         self.__dict__[name] = value
 
     def _freeze(self) -> None:
-        for value in [
-            x for name, x in self.__dict__.items() if name[0] != "_" or name == "_Popart"
-        ]:
-            if isinstance(value, _Settings):
+        for name, value in self.__dict__.items():
+            if isinstance(value, _Settings) and name != "_owner":
                 value._freeze()
         self.__dict__["_frozen"] = True
 
