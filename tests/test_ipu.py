@@ -89,9 +89,11 @@ def test_collectives_are_those_of_one_process(n_shard, name, generator):
     assert_close(torch.cat(grads), x.grad)
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float64]
+)
 def test_every_dtype_travels(dtype):
-    x = (torch.arange(16).view(2, 2, 4) % 3).to(dtype)
+    x = (torch.arange(16).view(2, 2, 4) % 5 * 0.5).to(dtype)
     found, _ = exchanged(2, "all_to_all", x, torch.ones(1))
     assert found.dtype == dtype and torch.equal(found, x.transpose(0, 1))
 
