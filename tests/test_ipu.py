@@ -323,6 +323,18 @@ def test_flattened_batches_are_those_that_are_not():
     assert torch.equal(*found) and found[0].shape == (2,)
 
 
+def test_wide_columns_are_made_narrow_on_the_host():
+    found = []
+    for wide in (False, True):
+        sampler, runtime = prepare(2)
+        batch = sampler[0]
+        if wide:  # the double warns of int64, and warnings are errors
+            batch = {k: x.long() if x.dtype == torch.int32 else x for k, x in batch.items()}
+            batch["triple_weight"] = batch["triple_weight"].double()
+        found.append(runtime.training_step(sgd(runtime))(batch)["loss"])
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("mover", [EmbeddingMovingBessKGE, ScoreMovingBessKGE])
 @pytest.mark.parametrize("score", sorted(SCORE_FUNCTIONS))
 def test_score_functions_can_be_compiled(score, mover):
