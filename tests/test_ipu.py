@@ -433,6 +433,19 @@ def test_a_loader_may_be_left_early():
     assert all(torch.equal(x, again[name]) for name, x in first.items())
 
 
+def test_a_loader_that_is_left_ends_its_processes(poptorch, monkeypatch):
+    loaders, make = [], poptorch.DataLoader
+    monkeypatch.setattr(
+        poptorch, "DataLoader", lambda **x: loaders.append(make(**x)) or loaders[-1]
+    )
+    sampler, runtime = prepare(2)
+    batches = runtime.dataloader(sampler)
+    next(batches)
+    assert not loaders[0]._ended
+    batches.close()
+    assert loaders[0]._ended
+
+
 # -- refused models ----------------------------------------------------------------------------
 
 
@@ -491,6 +504,16 @@ def of_shards(n):
 def test_models_that_cannot_be_compiled_are_refused_by_name(make, message):
     with pytest.raises(ConfigError, match=message):
         IPURuntime(make())
+
+
+def test_dropout_is_of_training_alone():
+    model, batch = embedded(dropout=0.5)(), sampler_of(2)[0]
+    runtime = IPURuntime(model)
+    trained = runtime.training_step(sgd(runtime, lr=0.0))(batch)["loss"]
+    found = runtime.inference_step()(batch)["loss"]
+    runtime.close()
+    assert_close(found, LocalRuntime(model).inference_step()(batch)["loss"])
+    assert not torch.allclose(trained, found)
 
 
 def test_a_frozen_table_is_refused():
