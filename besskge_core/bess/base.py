@@ -284,7 +284,7 @@ class BessKGE(OverTables, abc.ABC):
         positive, scores = self.score_batch(batch.head, batch.relation, batch.tail, batch.negative)
         n_host = batch.head.shape[0]
         negative_score = scores.view(n_host, -1, scores.shape[-1])
-        mask = ~negative_score.isneginf()
+        mask = negative_score != -math.inf
         return Scored(positive.view(n_host, -1), negative_score, mask=mask)
 
     def _loss(

@@ -183,7 +183,7 @@ class TopKQueryBessKGE(QueryBESS):
             ]
         score, ids = _best(*self._returned(best), self.k, rising=False)
         score = _padded(score, self.k, -math.inf).flatten(end_dim=1)
-        ids = _padded(ids, self.k, -1).flatten(end_dim=1).masked_fill(score.isneginf(), -1)
+        ids = _padded(ids, self.k, -1).flatten(end_dim=1).masked_fill(score == -math.inf, -1)
         out = {"topk_global_id": ids.int()}
         if self.return_scores:
             out["topk_scores"] = score

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 
 from besskge_core.scoring import BaseScoreFunction
@@ -15,8 +17,12 @@ class OverTables(nn.Module):
 
     @property
     def entity_embedding(self) -> nn.Parameter:
-        """The entity table of the score function, (L, E, D)."""
-        return self.score_fn.entity_embedding
+        """The entity table of the score function, (L, E, D).
+
+        A replica of PopTorch sees its own part of it, (E, D), which here has its axis L = 1.
+        """
+        table = self.score_fn.entity_embedding
+        return table if table.dim() == 3 else cast(nn.Parameter, table.unsqueeze(0))
 
     @property
     def entity_embedding_size(self) -> int:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from besskge_core.exchange.distributed import DistributedExchange
 from besskge_core.exchange.local import LocalExchange
+from besskge_core.exchange.poptorch import PopTorchExchange
 
-__all__ = ["DistributedExchange", "Exchange", "LocalExchange"]
+__all__ = ["DistributedExchange", "Exchange", "LocalExchange", "PopTorchExchange"]
 
 
 class Exchange(Protocol):

@@ -139,8 +139,10 @@ class BaseLossFunction(Loss):
             if not isinstance(n_negative, Tensor):
                 return scaled.softmax(-1)
             # Not the product: what is excluded stays so for a scale of 0, or below.
-            weight = scaled.masked_fill(negative_score.isneginf(), -math.inf).softmax(-1)
-            return weight.nan_to_num(0.0)
+            weight = scaled.masked_fill(negative_score == -math.inf, -math.inf).softmax(-1)
+            return torch.where(
+                weight.isnan(), 0.0, weight
+            )  # nan_to_num cannot be compiled for an IPU
         if isinstance(n_negative, Tensor):
             return 1.0 / n_negative.clamp(min=1.0).unsqueeze(-1)
         return negative_score.new_full((1, 1), 1.0 / negative_score.shape[1])

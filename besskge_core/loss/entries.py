@@ -7,6 +7,7 @@ Axes:
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from typing import NamedTuple, Optional, Tuple
 
@@ -204,8 +205,8 @@ def labelled(predictions: Tensor, labels: Tensor) -> Labelled:
     score = predictions.to(wide(predictions))
     if labels.dim() != 1 or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         match_shapes(predictions=(predictions, "B E"), labels=(labels, "B E"))
-        return Labelled(score, labels, score.isneginf() & ~labels.bool())
+        return Labelled(score, labels, (score == -math.inf) & ~labels.bool())
     match_shapes(predictions=(predictions, "B E"), labels=(labels, "B"))
     places = torch.arange(len(labels), device=labels.device), labels.long()
     entries = Labelled(score, places=places)
-    return entries._replace(excluded=score.isneginf() & ~entries.labels)
+    return entries._replace(excluded=(score == -math.inf) & ~entries.labels)

@@ -17,6 +17,7 @@ Axes:
 from __future__ import annotations
 
 import abc
+import math
 from typing import ClassVar, List, Optional, Sequence
 
 import torch
@@ -124,7 +125,7 @@ class LabelledLoss(Loss):
         positive = column(positive_scores, "positive_scores").to(dtype)
         negative = dense(negative_scores.to(dtype), batch_filter, "negative_scores")
         match_shapes(positive_scores=(positive, "B 1"), negative_scores=(negative, "B N"))
-        kept = ~negative.isneginf()
+        kept = negative != -math.inf
         if batch_filter is not None:
             match_shapes(negative_scores=(negative, "B N"), batch_filter=(batch_filter, "B N"))
             kept = kept & batch_filter.bool()
@@ -190,7 +191,7 @@ class LabelledLoss(Loss):
         if weight.shape[0] != 1:
             match_shapes(positive_score=(positive, "B 1"), triple_weight=(weight, "B 1"))
         samples = Samples(
-            positive, negative, ~negative.isneginf(), row_weight=weight.expand_as(positive)
+            positive, negative, negative != -math.inf, row_weight=weight.expand_as(positive)
         )
         return self._reduce(self.of_samples(samples, Smoothing()), in_number=False)
 

@@ -10,6 +10,7 @@ many positives makes many pairs, and each is held in memory. A mean is one over 
 from __future__ import annotations
 
 import abc
+import math
 from typing import ClassVar, Optional, Sequence
 
 import torch
@@ -51,7 +52,7 @@ class PairwiseLoss(LabelledLoss):
         """
         dtype = wide(positive_scores, negative_scores)
         p, n = torch.broadcast_tensors(positive_scores.to(dtype), negative_scores.to(dtype))
-        kept = ~n.isneginf()
+        kept = n != -math.inf
         cost = self.cost(n.masked_fill(~kept, 0.0) - p)
         weight = None if weight is None else weight.to(dtype)
         return self._reduce([Term((Part(cost, kept, weight),))], self.mean_over_number)

@@ -7,6 +7,7 @@ number of negatives. In the formulas x is a score, y its label, y' = 2 y - 1, an
 from __future__ import annotations
 
 import abc
+import math
 from typing import ClassVar, Optional, Sequence
 
 import torch
@@ -41,7 +42,7 @@ class PointwiseLoss(LabelledLoss):
         """
         score, label = torch.broadcast_tensors(predictions.to(wide(predictions)), labels)
         weight = None if weight is None else weight.to(score.dtype)
-        entries = Labelled(score, label, score.isneginf() & ~label.bool(), weight)
+        entries = Labelled(score, label, (score == -math.inf) & ~label.bool(), weight)
         return self._reduce(self.of_labels(entries, Smoothing()), self.mean_over_number)
 
 
@@ -215,6 +216,7 @@ class FocalLoss(ElementwiseLoss):
     def cost(self, x: Tensor, y: Tensor | float) -> Tensor:
         # Of logs, as the power of a q that has become 0 has no gradient for some gamma.
         y = y if isinstance(y, Tensor) else x.new_full((), y)
-        log_q = torch.logaddexp(y.log() + F.logsigmoid(-x), (1.0 - y).log() + F.logsigmoid(x))
+        parts = y.log() + F.logsigmoid(-x), (1.0 - y).log() + F.logsigmoid(x)
+        log_q = torch.stack(parts).logsumexp(0)  # logaddexp cannot be compiled for an IPU
         cost = (self.gamma * log_q).exp() * binary_cross_entropy(x, y)
         return cost if self.alpha is None else mix(y, cost * self.alpha, cost * (1.0 - self.alpha))

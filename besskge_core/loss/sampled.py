@@ -92,7 +92,7 @@ class MarginRankingLoss(MarginBasedLossFunction):
         weight = self.get_negative_weights(negative, n_negative)
         cost = self.activation(negative - positive.unsqueeze(-1) + self.margin)
         if isinstance(n_negative, Tensor):
-            cost = cost.masked_fill(negative.isneginf(), 0.0)
+            cost = cost.masked_fill(negative == -math.inf, 0.0)
         return (weight * cost).sum(-1)
 
 

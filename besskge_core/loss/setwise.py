@@ -72,7 +72,7 @@ class CrossEntropyLoss(LabelledLoss):
         logit, rows = self.logits(entries), entries.rows
         log_total = logit.detach().logsumexp(1, keepdim=True) if rows is None else rows.log_total
         assert log_total is not None
-        log_total = log_total.masked_fill(log_total.isneginf(), 0.0)
+        log_total = log_total.masked_fill(log_total == -math.inf, 0.0)
         # The shares of all tiles add up to 1; here for their gradient, that of the log-sum-exp.
         share = (logit - log_total).exp().sum(1, keepdim=True)
         slope = share - share.detach()
@@ -218,7 +218,7 @@ class AdversarialLoss(LabelledLoss):
             share = scaled.masked_fill(~(samples.kept | none_left), -math.inf).softmax(1)
         else:
             assert rows.log_total is not None
-            none_left = rows.log_total.isneginf()
+            none_left = rows.log_total == -math.inf
             share = (scaled - rows.log_total).exp().masked_fill(~samples.kept, 0.0)
             # Such a row has but positives, which are as many as entries count.
             assert positives.kept is not None

@@ -14,6 +14,7 @@ from torch import Tensor
 from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
 from besskge_core.ops.rows import sparse_gradient
+from besskge_core.ops.tracing import is_traced
 from besskge_core.shapes import match_shapes
 
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -28,7 +29,8 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
 
     Returns:
         (L, K, D): `[l, k] = table[l, index[l, k]]`. The gradient of `table` is sparse
-        (torch.sparse_coo, sparse axes L and E), one entry for each look-up, duplicates apart.
+        (torch.sparse_coo, sparse axes L and E), one entry for each look-up, duplicates apart; while a
+        step is traced it is what the device's compiler makes of it.
 
     Raises:
         ShapeError: on other shapes.
@@ -38,7 +40,7 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
     if native.serves(table, *_NATIVE_DTYPES):
         rows: Tensor = torch.ops.besskge.gather(table, index)
         return rows
-    return reference(table, index)
+    return _traced(table, index) if is_traced() else reference(table, index)
 
 
 def reference(table: Tensor, index: Tensor) -> Tensor:
@@ -52,6 +54,15 @@ def reference(table: Tensor, index: Tensor) -> Tensor:
             )
     out: Tensor = _Gather.apply(table, index)
     return out
+
+
+def _traced(table: Tensor, index: Tensor) -> Tensor:
+    """:func:`reference` of operations that a compiler can differentiate."""
+    if table.shape[0] == 1:  # a view of the variable itself, which is read in one gather
+        return table.squeeze(0).index_select(0, index.squeeze(0)).unsqueeze(0)
+    shard = torch.arange(table.shape[0], device=index.device)[:, None]
+    flat = (index + shard * table.shape[1]).flatten()
+    return table.flatten(end_dim=1).index_select(0, flat).unflatten(0, tuple(index.shape))
 
 
 class _Gather(torch.autograd.Function):

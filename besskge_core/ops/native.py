@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from besskge_core.ops.sources import sources_digest
+from besskge_core.ops.tracing import is_traced
 
 _BUILD = "build them with `pip install --no-build-isolation .`"
 
@@ -50,7 +51,9 @@ NATIVE = not MISSING
 def serves(x: Tensor, *dtypes: torch.dtype) -> bool:
     """Whether native operations compute with `x`: on a CPU, of these dtypes, and not while a graph
     is traced for another device."""
-    return NATIVE and x.is_cpu and x.dtype in dtypes and not torch._C._get_tracing_state()
+    if is_traced() or torch._C._get_tracing_state():
+        return False
+    return NATIVE and x.is_cpu and x.dtype in dtypes
 
 
 def operations() -> List[str]:

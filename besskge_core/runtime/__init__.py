@@ -1,14 +1,17 @@
-"""How a step is driven: in one process (`local`), or on the ranks of torchrun (`distributed`)."""
+"""How a step is driven: in one process (`local`), on the ranks of torchrun (`distributed`), or on IPUs."""
 
 from __future__ import annotations
 
 from besskge_core.runtime.base import Planned, Runtime
 from besskge_core.runtime.distributed import DistributedRuntime, make_runtime
+from besskge_core.runtime.ipu import IPURuntime, IPUSettings
 from besskge_core.runtime.local import LocalRuntime
 from besskge_core.runtime.ranks import Ranks, join, launched, leave, restarted, restarts_allowed
 
 __all__ = [
     "DistributedRuntime",
+    "IPURuntime",
+    "IPUSettings",
     "LocalRuntime",
     "Planned",
     "Ranks",

@@ -35,7 +35,7 @@ from besskge_core.ops import RowPlan, plan_rows, prefer_huge_pages, sparse_rows
 from besskge_core.optim import RowOptimizer
 from besskge_core.philox import Position
 
-#: Optimisers of torch that take sparse gradients.
+#: Optimisers of torch that take sparse gradients, unless they decay weights.
 TAKE_SPARSE = (torch.optim.SGD, torch.optim.SparseAdam, torch.optim.Adagrad)
 
 Model = Union[BessKGE, AllEntitiesBessKGE, QueryBESS]
@@ -143,6 +143,14 @@ class Runtime:
                 for future in ahead if self.exchange.n_rank == 1 else ():
                     future.cancel()
 
+    # -- weights -----------------------------------------------------------------------------------
+
+    def to_host(self) -> None:
+        """Have the model's parameters hold what was trained; here they do."""
+
+    def to_device(self) -> None:
+        """Have steps use what the model's parameters hold; here they do."""
+
     # -- what depends on who else takes part -------------------------------------------------------
 
     def any_rank(self, *flags: bool) -> Sequence[bool]:
@@ -208,7 +216,9 @@ class Runtime:
                 f"the loss is {out['loss'].item()}; lower the learning rate or the initial scale,"
                 " or start again from the last checkpoint"
             )
-        if not isinstance(optimizer, (RowOptimizer, *TAKE_SPARSE)):
+        decays = any(group.get("weight_decay") for group in optimizer.param_groups)
+        takes_sparse = isinstance(optimizer, TAKE_SPARSE) and not decays
+        if not (takes_sparse or isinstance(optimizer, RowOptimizer)):
             for parameter in self.model.parameters():
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.to_dense()

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from besskge_core.ops.tracing import is_traced
+
 #: Numbers held by a tile: 16 MiB in float32.
 TILE_SIZE = 2**22
 
@@ -31,6 +33,6 @@ def in_tiles(score: Callable[[Tensor], Tensor], e: Tensor, held: int) -> Tensor:
     if e.shape[0] <= height:
         return score(e)
     tiles = e.split(height)
-    if not torch.is_grad_enabled():
+    if is_traced() or not torch.is_grad_enabled():  # a compiler decides what it computes again
         return torch.cat([score(tile) for tile in tiles], dim=-1)
     return torch.cat([checkpoint(score, tile, use_reentrant=False) for tile in tiles], dim=-1)
