@@ -267,7 +267,7 @@ def test_ipus_are_counted():
 
 def test_operations_need_their_library():
     def swapped(x):
-        return poptorch.custom_op([x], "AllToAll", "besskge", 1, [x])[0]
+        return poptorch.custom_op([x], "AllToAll", "besskge_core", 1, [x])[0]
 
     assert torch.equal(swapped(torch.ones(2)), torch.zeros(2))  # on the host, silently
     with pytest.raises(Error, match="no op besskge.AllToAll"):
@@ -278,7 +278,7 @@ class Swapped(nn.Module):
     """Sends its row to everyone."""
 
     def forward(self, x):
-        (out,) = poptorch.custom_op([x.expand(2, 3)], "AllToAll", "besskge", 1, [x.expand(2, 3)])
+        (out,) = poptorch.custom_op([x.expand(2, 3)], "AllToAll", "besskge_core", 1, [x.expand(2, 3)])
         return out
 
 

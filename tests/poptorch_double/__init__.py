@@ -85,4 +85,4 @@ def _of_addons(x, replication_factor):
 
 def library_is_loaded() -> None:
     """What loading our library of PopART operations does."""
-    OPERATIONS["besskge", "AllToAll"] = lambda x: [all_to_all(x)]
+    OPERATIONS["besskge_core", "AllToAll"] = lambda x: [all_to_all(x)]
