@@ -118,7 +118,7 @@ def test_the_operation_of_our_own_library_is_asked_for(monkeypatch):
         PopTorchExchange(2, "no-such-library.so")
     library = ctypes.util.find_library("m")
     sampler, runtime = prepare(library=library)
-    with pytest.raises(poptorch_double.Error, match="no op besskge.AllToAll"):
+    with pytest.raises(poptorch_double.Error, match="no op besskge_core.AllToAll"):
         runtime.training_step(sgd(runtime))(sampler[0])
     poptorch_double.library_is_loaded()
     losses = []

@@ -270,7 +270,7 @@ def test_operations_need_their_library():
         return poptorch.custom_op([x], "AllToAll", "besskge_core", 1, [x])[0]
 
     assert torch.equal(swapped(torch.ones(2)), torch.zeros(2))  # on the host, silently
-    with pytest.raises(Error, match="no op besskge.AllToAll"):
+    with pytest.raises(Error, match="no op besskge_core.AllToAll"):
         poptorch.inferenceModel(Of(swapped))(torch.ones(1, 2))
 
 

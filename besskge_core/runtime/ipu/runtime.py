@@ -1,26 +1,7 @@
-"""One shard a replica, on IPUs: the step as a program that PopTorch compiles.
-
-The module that is compiled is the one that other runtimes call. Each replica holds the rows of its
-own shard, as a variable that differs between replicas; relations, and whatever else all have, are
-one variable, whose gradients PopTorch adds up and divides by the replicas. A call runs all the
-micro-batches of a batch on the device.
-
-What differs from the other runtimes, because the device decides on it alone:
-
-- an optimiser updates all rows of a table in every step, with gradients as large as the table;
-- a loss that is not finite is found after the call, when its weights have been updated;
-- weights are on the device until :meth:`IPURuntime.to_host` brings them back.
-
-Axes:
-    M: micro-batches of a step, device iterations times accumulated ones      S: shards, replicas
-    L: shards of a replica, 1
-"""
+"""Steps, batches and weights of a program that PopTorch compiles."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
 from typing import (
     Any,
     Callable,
@@ -28,11 +9,9 @@ from typing import (
     Iterator,
     List,
     Mapping,
-    NamedTuple,
     Optional,
     Sequence,
     Tuple,
-    Union,
 )
 
 import torch
@@ -40,20 +19,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from besskge_core.batch_sampler import Draw, ShardedBatchSampler
-from besskge_core.bess import AllEntitiesBessKGE
-from besskge_core.embedding import Embedding, EmbeddingRegularizer
 from besskge_core.errors import ConfigError, NonFiniteLossError, ShapeError
 from besskge_core.exchange import PopTorchExchange
 from besskge_core.ops.tracing import tracing
-from besskge_core.optim import LazyAdam, RowOptimizer
 from besskge_core.runtime.base import Model, Planned, Runtime
-from besskge_core.scoring.operators import CircularConvolution
+from besskge_core.runtime.ipu.checks import check_model
+from besskge_core.runtime.ipu.optimizers import check_optimizer, hyper_parameters
+from besskge_core.runtime.ipu.settings import IPUSettings, make_options
 
-#: Says where the program runs, unless the settings do.
-TARGET = "BESSKGE_IPU"
-TARGETS = ("hardware", "model")
-#: IPUs of one process, at most.
-MOST_IPUS = 64
 #: Host memory that a batch may be made in ahead, in batches.
 BUFFER_SIZE = 3
 
@@ -62,58 +35,6 @@ COLUMNS = (
     "relation", "head", "tail", "negative", "triple_mask", "triple_weight", "negative_mask",
     "heads_replaced", "hub",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class IPUSettings:
-    """How a program is compiled.
-
-    Attributes:
-        gradient_accumulation: micro-batches whose gradients make one update; needs one more tensor
-            as large as each parameter.
-        half_partials: sum matrix products up in float16, which is faster and less exact.
-        stochastic_rounding: round float16 weights at random; for hardware.
-        available_memory: share of an IPU's memory that products and gathers may take for a while,
-            in (0, 1]; None: PopTorch's, which is 0.6.
-        executable_cache: a folder for compiled programs, for hardware; it grows without bound.
-        target: "hardware", or "model", the SDK's model of an IPU in software; None: what the
-            environment variable BESSKGE_IPU says, or hardware.
-        seed: of the device's random numbers.
-        library: of native operations for PopART; None: those of poptorch_experimental_addons.
-        patterns: names of compiler patterns to switch on besides the default ones in training, such
-            as one of the library that removes sums over a single replica.
-
-    Raises:
-        ConfigError: values that cannot work.
-    """
-
-    gradient_accumulation: int = 1
-    half_partials: bool = False
-    stochastic_rounding: bool = False
-    available_memory: Optional[float] = None
-    executable_cache: Optional[Union[str, Path]] = None
-    target: Optional[str] = None
-    seed: Optional[int] = None
-    library: Optional[Union[str, Path]] = None
-    patterns: Tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.gradient_accumulation < 1:
-            raise ConfigError(
-                f"gradient_accumulation must be at least 1, got {self.gradient_accumulation}"
-            )
-        if self.available_memory is not None and not 0.0 < self.available_memory <= 1.0:
-            raise ConfigError(f"available_memory must be in (0, 1], got {self.available_memory}")
-        if self.where not in TARGETS:
-            raise ConfigError(
-                f"the target is {self.where!r}, expected one of {TARGETS}, from the settings or from"
-                f" {TARGET}"
-            )
-
-    @property
-    def where(self) -> str:
-        """The target that is chosen."""
-        return self.target or os.environ.get(TARGET, "hardware")
 
 
 class IPURuntime(Runtime):
@@ -134,7 +55,7 @@ class IPURuntime(Runtime):
     ) -> None:
         self.settings = settings or IPUSettings()
         n_shard = model.score_fn.sharding.n_shard
-        _check_model(model, n_shard)
+        check_model(model, n_shard)
         super().__init__(model, PopTorchExchange(n_shard, self.settings.library), "cpu", n_worker)
         self._options: Dict[Tuple[bool, int], Any] = {}
         self._executors: Dict[bool, Any] = {}
@@ -172,14 +93,14 @@ class IPURuntime(Runtime):
             )
         if self.model.score_fn.entity_embedding.requires_grad is False:
             raise ConfigError("a frozen entity table: train with another runtime, or unfreeze it")
-        _check_optimizer(optimizer, self.model)
+        check_optimizer(optimizer, self.model)
         if True in self._executors:
             raise ConfigError("this runtime trains already; close it, and make the step anew")
         before: List[List[Dict[str, Any]]] = []
 
         def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
             self.model.train()
-            groups = _hyper_parameters(optimizer)
+            groups = hyper_parameters(optimizer)
             executor, columns = self._ready(True, batch, optimizer)
             if before and before[0] != groups:
                 executor.setOptimizer(optimizer)
@@ -409,218 +330,3 @@ def _flattened(
     narrow = {torch.int64: torch.int32, torch.float64: torch.float32}
     columns = {k: x.to(narrow.get(x.dtype, x.dtype)).contiguous() for k, x in columns.items()}
     return columns, n_row // n_shard
-
-
-def make_options(settings: IPUSettings, n_shard: int, n_micro: int, training: bool) -> Any:
-    """PopTorch's options of a program.
-
-    Args:
-        settings: of its compilation.
-        n_shard: S, replicas.
-        n_micro: M, micro-batches of a call.
-        training: or else inference, which accumulates nothing.
-
-    Returns:
-        poptorch.Options, not frozen.
-
-    Raises:
-        ConfigError: micro-batches that cannot be accumulated, or several processes of poprun.
-    """
-    import poptorch
-
-    accumulated = settings.gradient_accumulation if training else 1
-    if n_micro % accumulated:
-        raise ConfigError(
-            f"batches_per_step is {n_micro}, expected a multiple of gradient_accumulation ="
-            f" {accumulated}"
-        )
-    options = poptorch.Options()
-    if options.Distributed.numProcesses > 1:
-        raise ConfigError(
-            f"poprun started {options.Distributed.numProcesses} processes, but the replicas that"
-            " exchange are those of one; start it with --num-instances=1"
-        )
-    options.replicationFactor(n_shard)
-    options.deviceIterations(n_micro // accumulated)
-    options.outputMode(poptorch.OutputMode.All)
-    options.showCompilationProgressBar(False)
-    options.Training.gradientAccumulation(accumulated)
-    # Losses of replicas are means over shards: the whole is their mean.
-    options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
-    options.Precision.setPartialsType(torch.half if settings.half_partials else torch.float)
-    options.Precision.enableStochasticRounding(settings.stochastic_rounding)
-    if settings.available_memory is not None:
-        options.setAvailableMemoryProportion({"IPU0": settings.available_memory})
-    if settings.seed is not None:
-        options.randomSeed(settings.seed)
-    if settings.where == "model":
-        options.useIpuModel(True)
-    elif settings.executable_cache is not None:  # on the model it only warns
-        options.enableExecutableCaching(str(settings.executable_cache))
-    if training and settings.patterns:
-        options._Popart.setPatterns(dict.fromkeys(settings.patterns, True))
-    return options
-
-
-class _Choice(NamedTuple):
-    """An optimiser of PopTorch, and what it calls the dtypes of its state."""
-
-    name: str
-    state_dtypes: Tuple[str, ...]
-
-
-_MOMENTS = ("first_order_momentum_accum_type", "second_order_momentum_accum_type")
-OPTIMIZERS: Dict[str, _Choice] = {
-    "sgd": _Choice("SGD", ("velocity_accum_type",)),
-    "adam": _Choice("Adam", _MOMENTS),
-    "adamw": _Choice("AdamW", _MOMENTS),
-    "rmsprop": _Choice("RMSprop", _MOMENTS),
-    "lamb": _Choice("LAMB", _MOMENTS),
-}
-
-_HAS = "PopTorch has SGD, Adam, AdamW, RMSprop and LAMB"
-#: What others have that PopTorch has not, and what comes near.
-INSTEAD = {
-    "adagrad": "use 'rmsprop', whose mean of squares forgets, or 'adam'",
-    "rowwise_adagrad": "use 'rmsprop' with float16 state, or 'adam'",
-    "rowwise_adam": "use 'adam', with float16 for the first moment",
-    "sparse_adam": "use 'adam', which updates all rows in every step",
-}
-
-
-def make_optimizer(
-    name: str,
-    parameters: Sequence[nn.Parameter],
-    lr: float,
-    weight_decay: float = 0.0,
-    accumulator_dtype: torch.dtype = torch.float32,
-    state_dtypes: Sequence[torch.dtype] = (),
-    **options: Any,
-) -> torch.optim.Optimizer:
-    """An optimiser of PopTorch.
-
-    Args:
-        name: "sgd", "adam", "adamw", "rmsprop" or "lamb". Of weight decay Adam makes an L2 term in
-            the gradient; AdamW's is decoupled.
-        parameters: of the model.
-        lr: learning rate; may be changed between steps, as by torch's schedulers.
-        weight_decay: its factor.
-        accumulator_dtype: of gradients that are accumulated.
-        state_dtypes: float32 or float16 for each moment: the velocity of SGD; the first and the
-            second moment of the others. Those left out are float32.
-        options: more of the optimiser, such as `momentum` or `betas`.
-
-    Raises:
-        ConfigError: PopTorch has no such optimiser, or no such dtypes.
-    """
-    import poptorch
-
-    key = name.lower().replace("-", "_")
-    if key not in OPTIMIZERS:
-        raise ConfigError(f"no optimiser {name!r} on IPUs; {_instead(key)}")
-    choice = OPTIMIZERS[key]
-    dtypes = (accumulator_dtype, *state_dtypes)
-    if len(state_dtypes) > len(choice.state_dtypes) or {*dtypes} - {torch.float32, torch.float16}:
-        raise ConfigError(
-            f"dtypes {tuple(map(str, dtypes))} of {choice.name}'s accumulator and state, expected"
-            f" torch.float32 or torch.float16 for 1 and at most {len(choice.state_dtypes)}"
-        )
-    named = dict(zip(choice.state_dtypes, state_dtypes))
-    made: torch.optim.Optimizer = getattr(poptorch.optim, choice.name)(
-        parameters,
-        lr=lr,
-        weight_decay=weight_decay,
-        accum_type=accumulator_dtype,
-        **named,
-        **options,
-    )
-    return made
-
-
-def _instead(key: str) -> str:
-    return f"{_HAS}; {INSTEAD[key]}" if key in INSTEAD else _HAS
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Refuse what PopTorch has not."""
-    import poptorch
-
-    kind, known = type(optimizer).__name__, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-    if isinstance(optimizer, RowOptimizer):
-        key = str(getattr(optimizer, "name", "sgd"))
-        near = "'adam', whose moments decay in every step, " if type(optimizer) is LazyAdam else ""
-        near = near or ("'sgd' " if key == "sgd" else "")
-        advice = f"{_HAS}; use {near}of make_optimizer" if near else _instead(key)
-        raise ConfigError(f"{kind} updates rows apart, which IPUs do not; {advice}")
-    if not isinstance(optimizer, (*known, torch.optim.RMSprop, poptorch.optim.LAMB)):
-        key = {"SparseAdam": "sparse_adam"}.get(kind, kind.lower())
-        raise ConfigError(f"no optimiser {kind} on IPUs; {_instead(key)}")
-    if any(group.get("amsgrad") for group in optimizer.param_groups):
-        raise ConfigError(f"no amsgrad on IPUs; use {kind} without it")
-    held = {id(x) for group in optimizer.param_groups for x in group["params"]}
-    missing = [
-        name for name, x in model.named_parameters() if x.requires_grad and id(x) not in held
-    ]
-    if missing:
-        raise ConfigError(f"the optimiser lacks {missing}; make it of model.parameters()")
-
-
-def _hyper_parameters(optimizer: torch.optim.Optimizer) -> List[Dict[str, Any]]:
-    return [{k: x for k, x in group.items() if k != "params"} for group in optimizer.param_groups]
-
-
-def _check_model(model: Model, n_shard: int) -> None:
-    """Refuse, by name, what cannot be a program of static shapes."""
-    if n_shard & (n_shard - 1) or not 1 <= n_shard <= MOST_IPUS:
-        raise ConfigError(
-            f"{n_shard} shards, but IPUs come in powers of two, up to {MOST_IPUS} for one process;"
-            f" give n_shard = {min(1 << (n_shard - 1).bit_length(), MOST_IPUS)}"
-        )
-    if isinstance(model, AllEntitiesBessKGE):
-        raise ConfigError(
-            f"{type(model).__name__} makes its gradients a tile at a time, which PopTorch cannot; on"
-            " IPUs train with sampled negatives, or use another runtime"
-        )
-    if "step" in model.inputs:
-        raise ConfigError(
-            f"{type(model).__name__} is driven by AllScoresPipeline; ask TopKQueryBessKGE on IPUs, or"
-            " use another runtime"
-        )
-    if getattr(model.negative_sampler, "known", None) is not None:
-        raise ConfigError(
-            "negatives that are true triples are found as a list, whose length differs from batch to"
-            " batch; on IPUs, sample without `known`"
-        )
-    for module in model.modules():
-        _check_part(module)
-
-
-def _check_part(module: nn.Module) -> None:
-    if isinstance(module, EmbeddingRegularizer):
-        raise ConfigError(
-            "the regularizer of an embedding takes rows by a mask, so many as there are; on IPUs give"
-            " the model one of besskge_core.regularizer"
-        )
-    if isinstance(module, Embedding):
-        if module.constrainer is not None and module.weight.requires_grad:
-            raise ConfigError(
-                "a constrainer changes weights between steps, which are on the device; on IPUs use a"
-                " normalizer"
-            )
-        if module.unique:
-            raise ConfigError("unique=True makes as many rows as there are; leave it out on IPUs")
-        if module.dtype.is_complex:
-            raise ConfigError(
-                f"representations are {module.dtype}, and IPUs have no complex numbers; use a score"
-                " function whose rows are real and imaginary parts"
-            )
-    if isinstance(module, CircularConvolution):
-        raise ConfigError(
-            "HolE is computed with Fourier transforms, which PopTorch has not; ComplEx has the same"
-            " scores, and is cheaper"
-        )
-    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-        raise ConfigError(
-            f"{type(module).__name__} keeps statistics, which differ between replicas, and PopTorch"
-            " does not say whose come back; on IPUs leave it out, or use another runtime"
-        )
