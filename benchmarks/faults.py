@@ -3,7 +3,7 @@
     python benchmarks/faults.py [--runs 12] [--kills 5]
 
 Each run takes 200 steps. At random steps, and a random moment later, a random rank gets SIGKILL; one
-kill in six falls while the ranks start. The others must end by themselves. One run in six is one of
+kill in six comes soon after a start. The others must end by themselves. One run in six is one of
 `torchrun --max-restarts`, which starts the ranks again; the others have no launcher, and are
 resumed by `--resume`. In the end tables, optimiser state, log and metrics must be those of a run of as
 many ranks that was left alone. Results go to `benchmarks/results/faults.md`.
@@ -130,6 +130,7 @@ class Kill:
     step: int
     doing: str
     noticed: float = 0.0  # seconds until no rank of this start lived
+    named: bool = False  # by another rank, or by torchrun, before a step was taken again
     resumed: float = 0.0  # seconds until a step was taken again; 0: none was left
 
 
@@ -138,7 +139,6 @@ class Run:
     n_rank: int
     kills: List[Kill] = field(default_factory=list)
     same: bool = False
-    named: int = 0
     torchrun: bool = False
 
 
@@ -244,14 +244,6 @@ def killed_run(kind: Tuple[int, bool], n_kill: int, folder: Path, moments: rando
         run.kills.append(kill)
     while not ranks.ended():
         time.sleep(0.05)
-    text = ranks.log.read_text()
-    run.named = sum(
-        re.search(
-            rf"^Error: rank {kill.rank}\W|local_rank: {kill.rank} |^Error: not all of", text, re.M
-        )
-        is not None
-        for kill in run.kills
-    )
     return run
 
 
@@ -264,7 +256,7 @@ def _kill(ranks: Ranks, start: int, victim: int) -> Optional[Kill]:
         os.kill(found[0], signal.SIGKILL)
     except ProcessLookupError:
         return None
-    began = time.monotonic()
+    began, n_before = time.monotonic(), len(ranks.log.read_bytes())
     kill = Kill(victim, found[1], found[2])
     while any(other is not None and _lives(other[0]) for other in before):
         time.sleep(0.005)
@@ -274,6 +266,9 @@ def _kill(ranks: Ranks, start: int, victim: int) -> Optional[Kill]:
     ranks.start_again()
     if ranks.wait(start + 1, 0):
         kill.resumed = time.monotonic() - began
+    told = ranks.log.read_bytes()[n_before:].decode(errors="replace")
+    by_name = rf"^Error: rank {victim}\W|local_rank: {victim} |^Error: not all of"
+    kill.named = re.search(by_name, told, re.MULTILINE) is not None
     return kill
 
 
@@ -314,7 +309,7 @@ def report(runs: List[Run], seconds: Dict[int, float], done: str) -> str:
         "",
         f"**{len(kills)} kills in {len(runs)} runs; {same} of {len(runs)} runs ended with the bits of"
         " the run that was left alone**: every file of the last checkpoint and of the best weights"
-        f" has the same sha256, log and metrics are equal. {sum(run.named for run in runs)} of"
+        f" has the same sha256, log and metrics are equal. {sum(kill.named for kill in kills)} of"
         f" {len(kills)} lost ranks were named in the output. Left alone a run took"
         f" {', '.join(f'{s:.0f} s with {n} ranks' for n, s in sorted(seconds.items()))}.",
         "",

@@ -213,6 +213,16 @@ def test_a_loss_that_is_no_number_ends_all_ranks_and_leaves_the_checkpoint_befor
     assert load_run(tmp_path / "run", "last").description == "last weights, epoch-00000-step-000001"
 
 
+def test_a_run_that_had_stopped_early_is_not_trained_on_after_a_kill_at_its_end(tmp_path):
+    flags = ("--lr", "10", "--patience", "1", "--epochs", "12")
+    assert forked(2, command(tmp_path / "run", *flags)).codes == [0, 0]
+    assert len(records(tmp_path / "run")) < 12
+    killed = Path(shutil.copytree(tmp_path / "run", tmp_path / "killed"))
+    (killed / "metrics.json").unlink()
+    assert forked(2, command(killed, *flags, "--resume")).codes == [0, 0]
+    assert_same_run(killed, tmp_path / "run")
+
+
 @pytest.mark.parametrize("n_rank", [1, 2, 4])
 def test_a_run_goes_on_with_another_number_of_ranks(undisturbed, tmp_path, n_rank):
     folder = tmp_path / "run"
