@@ -108,7 +108,7 @@ def traffic(
         scores = 2 * n_positive * n_negative * itemsize * others // n
         return Traffic(hubs + tails, 2 * others * n_positive * query, scores, told)
     of_sides = n_side * others * n_positive * (4 * n + 12)
-    masks = others * n_positive // n + 8 * others
+    masks = others * n_positive // n
     tails = tails if tails_return else tails // 2
     return Traffic(tails, n_side * 2 * others * n_positive * query, 0, of_sides + masks)
 
