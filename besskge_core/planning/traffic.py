@@ -66,9 +66,9 @@ def traffic(
     where Q is the width of a query, and N stands for C. "all" sends tails, and for each side
     queries and what the softmax needs: of n B queries the log-sum-exp over its entities, of 4 bytes,
     to everyone; a weight of each of its queries to everyone; a sum of n B counts; and once the
-    mask of its tails, a byte each, and n - 1 numbers of 8 bytes:
+    mask of its tails, a byte each:
 
-        2 B D s (n - 1) / n + sides (n - 1) B (2 Q s + 4 n + 12) + (n - 1) (B / n + 8)
+        2 B D s (n - 1) / n + sides (n - 1) B (2 Q s + 4 n + 12) + (n - 1) B / n
 
     where the first term is half as large if nothing depends on the rows of tails (`tails_return`).
 
