@@ -39,7 +39,7 @@ def served(request, monkeypatch):
 
 def as_reference(monkeypatch):
     monkeypatch.setattr(philox, "native", None)
-    monkeypatch.setattr("besskge_core.batch_sampler.take_columns", sample.reference)
+    monkeypatch.setattr("besskge_core.batch_sampler.base.take_columns", sample.reference)
 
 
 # -- draws -------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_batches_are_those_that_were_drawn_in_the_past(graph, served):
 
 def test_who_draws_otherwise_is_asked(graph, served):
     class FirstRow(RandomShardedNegativeSampler):
-        def rows(self, bits):
+        def rows(self, bits, hosted):
             return (bits % np.uint64(2)).astype(np.int64)
 
     sharding = Sharding.create(graph.n_entity, 2, seed=0)
