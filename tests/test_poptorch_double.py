@@ -278,7 +278,9 @@ class Swapped(nn.Module):
     """Sends its row to everyone."""
 
     def forward(self, x):
-        (out,) = poptorch.custom_op([x.expand(2, 3)], "AllToAll", "besskge_core", 1, [x.expand(2, 3)])
+        (out,) = poptorch.custom_op(
+            [x.expand(2, 3)], "AllToAll", "besskge_core", 1, [x.expand(2, 3)]
+        )
         return out
 
 
