@@ -28,6 +28,21 @@ def unguarded(collective: Callable[[], None]) -> None:
     collective()
 
 
+def dealt(n_shard: int, rank: int, n_rank: int) -> range:
+    """The shards of a rank.
+
+    Raises:
+        ConfigError: they cannot be dealt evenly.
+    """
+    if n_shard % n_rank:
+        raise ConfigError(
+            f"{n_shard} shards cannot be dealt evenly to {n_rank} ranks; give n_shard ="
+            f" {-(-n_shard // n_rank) * n_rank}, or another multiple"
+        )
+    n_host = n_shard // n_rank
+    return range(rank * n_host, (rank + 1) * n_host)
+
+
 class DistributedExchange:
     """The collectives where each rank of a process group hosts some of the shards.
 
@@ -50,13 +65,7 @@ class DistributedExchange:
         guard: Guard = unguarded,
     ) -> None:
         self.rank, self.n_rank = dist.get_rank(group), dist.get_world_size(group)
-        if n_shard % self.n_rank:
-            raise ConfigError(
-                f"{n_shard} shards cannot be dealt evenly to {self.n_rank} ranks; give n_shard ="
-                f" {-(-n_shard // self.n_rank) * self.n_rank}, or another multiple"
-            )
-        n_host = n_shard // self.n_rank
-        self.n_shard, self.hosted = n_shard, range(self.rank * n_host, (self.rank + 1) * n_host)
+        self.n_shard, self.hosted = n_shard, dealt(n_shard, self.rank, self.n_rank)
         self.sent: Dict[str, int] = {"all_to_all": 0, "all_gather": 0, "all_reduce": 0}
         self._group, self._guard = group, guard
 

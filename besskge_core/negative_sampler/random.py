@@ -164,18 +164,6 @@ class BernoulliShardedNegativeSampler(RandomShardedNegativeSampler):
         #: (n_triple,), in the partitioned order
         self.head_probability = head_probability(triples)[triples[:, 1]]
 
-    def draw(
-        self, sample_idx: NDArray[np.integer], position: Position
-    ) -> Dict[str, NDArray[np.generic]]:
-        return self._draw(sample_idx, position, range(self.sharding.n_shard))
-
-    def draw_hosted(
-        self, sample_idx: NDArray[np.integer], position: Position, hosted: range
-    ) -> Optional[Dict[str, NDArray[np.generic]]]:
-        if type(self).draw is not BernoulliShardedNegativeSampler.draw:
-            return None
-        return self._draw(sample_idx, position, hosted)
-
     def _draw(
         self, sample_idx: NDArray[np.integer], position: Position, hosted: range
     ) -> Dict[str, NDArray[np.generic]]:

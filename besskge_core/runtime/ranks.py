@@ -16,8 +16,9 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, TypeVar
 import torch
 import torch.distributed as dist
 
-from besskge_core.errors import ConfigError, WorkerLostError
+from besskge_core.errors import WorkerLostError
 from besskge_core.exchange import DistributedExchange, Exchange, LocalExchange
+from besskge_core.exchange.distributed import dealt
 from besskge_core.runtime.watch import Watch
 
 T = TypeVar("T")
@@ -54,13 +55,7 @@ class Ranks:
         Raises:
             ConfigError: they cannot be dealt evenly.
         """
-        if n_shard % self.n_rank:
-            raise ConfigError(
-                f"{n_shard} shards cannot be dealt evenly to {self.n_rank} ranks; give n_shard ="
-                f" {-(-n_shard // self.n_rank) * self.n_rank}, or another multiple"
-            )
-        n_host = n_shard // self.n_rank
-        return range(self.rank * n_host, (self.rank + 1) * n_host)
+        return dealt(n_shard, self.rank, self.n_rank)
 
     def exchange(self, n_shard: int, beside: bool = False) -> Exchange:
         """The collectives of so many shards.
