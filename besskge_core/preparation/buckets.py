@@ -18,7 +18,8 @@ from typing import BinaryIO, Callable, Dict, Iterator, List, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from besskge_core.preparation.writing import HashedFile, in_order, npy_header, save_npy
+from besskge_core.ahead import in_order
+from besskge_core.preparation.writing import HashedFile, npy_header, save_npy
 from besskge_core.prepared import Record, record_of
 from besskge_core.sharding import PartitionedTripleSet, Sharding
 

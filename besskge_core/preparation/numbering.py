@@ -29,11 +29,12 @@ import pyarrow.ipc
 import pyarrow.parquet
 from numpy.typing import NDArray
 
+from besskge_core.ahead import in_order
 from besskge_core.dataset import MAX_ENTITY
 from besskge_core.errors import DataError
 from besskge_core.preparation.scanning import KINDS, SIDES, Scan, codes_of, indices, label_array
 from besskge_core.preparation.stages import Facts
-from besskge_core.preparation.writing import HashedFile, in_order, npy_header, save_npy
+from besskge_core.preparation.writing import HashedFile, npy_header, save_npy
 from besskge_core.prepared import LABELS, Record, record_of
 
 __all__ = ["number", "translate"]

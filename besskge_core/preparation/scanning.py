@@ -41,9 +41,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from besskge_core.ahead import in_order
 from besskge_core.counting import counting_argsort
 from besskge_core.preparation.stages import Facts
-from besskge_core.preparation.writing import HashedFile, in_order, save_npy
+from besskge_core.preparation.writing import HashedFile, save_npy
 from besskge_core.prepared import Record
 from besskge_core.reading.files import TableFile, stream_strings
 

@@ -1,4 +1,4 @@
-"""Files with checksums, and work that is done ahead but comes in order."""
+"""Files with checksums."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ import errno
 import hashlib
 import json
 import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, Tuple, TypeVar
+from typing import Any, Dict, Iterator, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from besskge_core.errors import BessError, PreparationError
 from besskge_core.prepared import Record
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up",
         errno.EFBIG: "the file grows larger than is allowed"}  # fmt: skip
@@ -88,20 +83,3 @@ def explained(folder: Path) -> Iterator[None]:
             f"{folder}: {what}; nothing in it is used before it is complete. Mend that and go on"
             " with resume=True (--resume), or remove the folder"
         ) from error
-
-
-def in_order(
-    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int
-) -> Iterator[R]:
-    """Results of a function, computed by threads, `ahead` of them at most waiting."""
-    waiting: Deque[Future[R]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()

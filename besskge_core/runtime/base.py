@@ -8,11 +8,9 @@ position, who makes it does not matter.
 from __future__ import annotations
 
 import math
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import (
     Callable,
-    Deque,
     Dict,
     Iterator,
     List,
@@ -26,6 +24,7 @@ from typing import (
 import torch
 from torch import Tensor
 
+from besskge_core.ahead import in_order
 from besskge_core.batch_sampler import Batch, ShardedBatchSampler
 from besskge_core.bess import AllEntitiesBessKGE, BessKGE
 from besskge_core.bess.queries import QueryBESS
@@ -128,20 +127,10 @@ class Runtime:
         if self.n_worker == 0:
             yield from map(make, steps)
             return
-        ahead: Deque[Future[List[Planned]]] = deque()
+        # Of several ranks all make the batches that were asked for: they exchange parts of them.
+        alone = self.exchange.n_rank == 1
         with ThreadPoolExecutor(self.n_worker) as pool:
-            try:
-                for step in steps:
-                    ahead.append(pool.submit(make, step))
-                    if len(ahead) > 2 * self.n_worker:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                # Who leaves early does not wait for what nobody wants; but of several ranks all make
-                # the batches that were asked for, since they exchange parts of them.
-                for future in ahead if self.exchange.n_rank == 1 else ():
-                    future.cancel()
+            yield from in_order(pool, make, steps, 2 * self.n_worker, cancel=alone)
 
     # -- weights -----------------------------------------------------------------------------------
 
