@@ -8,7 +8,6 @@ and what its checksum is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import DataError, DatasetNotFoundError
+from besskge_core.whole_files import sha256_of
 
 __all__ = ["Buckets", "Manifest", "check_files", "is_prepared", "map_array", "open_prepared"]
 
@@ -167,11 +167,7 @@ def check_files(folder: Path, manifest: Manifest, names: Sequence[str], verify: 
 
 def record_of(path: Path) -> Record:
     """Size and checksum of a file that is there."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(2**22), b""):
-            digest.update(block)
-    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def map_array(path: Path, shape: Tuple[int, ...], dtype: Any) -> NDArray[Any]:

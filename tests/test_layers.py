@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "besskge_core"
 LAYERS = [  # low to high; modules of one line may know each other
-    "errors", "registry", "config environment vocabulary", "ahead counting", "philox", "shapes",
+    "errors", "registry", "config environment vocabulary", "ahead counting whole_files", "philox", "shapes",
     "reading", "dataset", "prepared", "catalogue", "sharding", "preparation", "known",
     "negative_sampler", "ops", "exchange", "batch_sampler", "embedding", "loss", "metric", "scoring",
     "regularizer", "utils", "bess", "optim", "runtime", "all_entities", "top_k", "evaluation", "predict",

@@ -29,7 +29,7 @@ from besskge_core.preparation.sources import (
     text_bytes,
 )
 from besskge_core.preparation.stages import Stages
-from besskge_core.preparation.writing import explained, replace_json
+from besskge_core.preparation.writing import explained
 from besskge_core.prepared import (
     MANIFEST,
     UNFINISHED,
@@ -40,6 +40,7 @@ from besskge_core.prepared import (
     map_array,
 )
 from besskge_core.sharding import PartitionedTripleSet, Sharding
+from besskge_core.whole_files import write_json
 
 __all__ = ["add_buckets", "prepare", "prepared_triple_set"]
 
@@ -158,7 +159,7 @@ def prepare(
             manifest = _number(folder, tables, use, resume)
         if n_shard is not None:
             manifest = _with_buckets(folder, manifest, n_shard, seed, add_inverse_triples, use)
-        replace_json(folder / MANIFEST, manifest.as_json())
+        write_json(folder / MANIFEST, manifest.as_json())
         shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
     return manifest
 
@@ -181,7 +182,7 @@ def add_buckets(
     check_files(folder, manifest, [name for name in manifest.files if "/" not in name], False)
     with _resources(folder, memory_limit, threads, progress) as use:
         manifest = _with_buckets(folder, manifest, n_shard, seed, add_inverse_triples, use)
-        replace_json(folder / MANIFEST, manifest.as_json())
+        write_json(folder / MANIFEST, manifest.as_json())
     return manifest
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, NamedTuple, Optional, Tuple
 
 from besskge_core.errors import ConfigError
-from besskge_core.preparation.writing import replace_json
 from besskge_core.prepared import Record, record_of
+from besskge_core.whole_files import write_json
 
 __all__ = ["Done", "Stages"]
 
@@ -54,7 +54,7 @@ class Stages:
                 )
             self._journal = stored
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_json(path, self._journal)
+        write_json(path, self._journal)
 
     def _stored(self) -> Optional[Dict[str, Any]]:
         try:
@@ -71,7 +71,7 @@ class Stages:
         facts, records = work()
         files = {path.relative_to(self._folder).as_posix(): x for path, x in records.items()}
         self._journal["done"][name] = {"facts": facts, "files": files}
-        replace_json(self._path, self._journal)
+        write_json(self._path, self._journal)
         return Done(facts, files)
 
     def _is_whole(self, name: str, record: Record) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
-import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, Tuple
 
@@ -61,13 +59,6 @@ def save_npy(path: Path, array: NDArray[Any]) -> Record:
         np.lib.format.write_array_header_1_0(file, npy_header(array.shape, array.dtype))
         file.write(array)
     return file.record
-
-
-def replace_json(path: Path, content: Any) -> None:
-    """Write a JSON file; a kill leaves either the old one or the new."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
 
 
 @contextlib.contextmanager

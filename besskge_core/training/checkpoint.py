@@ -36,6 +36,7 @@ from besskge_core.philox import Position
 from besskge_core.runtime import Ranks
 from besskge_core.scoring import BaseScoreFunction
 from besskge_core.sharding import Sharding
+from besskge_core.whole_files import sha256_of
 
 #: Written, and read; 1 has no sha256 of its manifest.
 FORMAT, READ = 2, (1, 2)
@@ -147,7 +148,7 @@ def _write(
     for file_name, content in files.items():
         save_file({k: x.contiguous() for k, x in content.items()}, folder / file_name)
         sync(folder / file_name)
-        digests[file_name] = _sha256(folder / file_name)
+        digests[file_name] = sha256_of(folder / file_name)
     return digests
 
 
@@ -385,7 +386,7 @@ def read_tensors(path: Path, digest: str, with_optimizer: bool = True) -> Dict[s
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; the checkpoint is incomplete")
-    if _sha256(path) != digest:
+    if sha256_of(path) != digest:
         raise CheckpointError(f"{path}: its sha256 is not the manifest's; the file is damaged")
     try:
         with safe_open(path, framework="pt") as file:
@@ -395,14 +396,6 @@ def read_tensors(path: Path, digest: str, with_optimizer: bool = True) -> Dict[s
             return {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(2**20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

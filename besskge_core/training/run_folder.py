@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Callable
 
 from besskge_core import config as configuration
 from besskge_core.environment import describe
 from besskge_core.errors import ConfigError
 from besskge_core.training.config import TrainingConfig
+from besskge_core.whole_files import beside, write_json, write_whole
 
 
 def check_folder(folder: Path, config: TrainingConfig, resume: bool) -> None:
     """The folder must be empty, or hold the run to resume; what a kill left half-written goes."""
-    begun = folder / _beside("config.toml")  # a kill while the first file was written
+    begun = beside(folder / "config.toml")  # a kill while the first file was written
     if folder.exists() and any(path != begun for path in folder.iterdir()) and not resume:
         raise ConfigError(
             f"{folder} is not empty; give another folder, or resume the run that is in it"
@@ -35,22 +33,6 @@ def write_settings(folder: Path, config: TrainingConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.toml", lambda path: configuration.dump(config, path))
     write_json(folder / "environment.json", describe())
-
-
-def write_json(path: Path, value: object) -> None:
-    text = json.dumps(value, indent=1) + "\n"
-    write_whole(path, lambda beside: beside.write_text(text))
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the file and rename, so that a kill leaves the old one, the new one or none."""
-    beside = path.with_name(_beside(path.name))
-    write(beside)
-    os.replace(beside, path)
-
-
-def _beside(name: str) -> str:
-    return f".{name}.partial"
 
 
 def _check_same(before: TrainingConfig, now: TrainingConfig, folder: Path) -> None:

@@ -12,7 +12,6 @@ import csv
 import io
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Optional, Protocol, Sequence, Union
 
@@ -20,6 +19,7 @@ from rich.console import Console
 
 from besskge_core.errors import ConfigError, DataError
 from besskge_core.registry import Registry
+from besskge_core.whole_files import write_whole
 
 __all__ = [
     "TRACKERS",
@@ -226,11 +226,7 @@ def _append(path: Path, line: str) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write beside the file and rename, so that a kill leaves the old one or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-    os.replace(beside, path)
+    write_whole(path, lambda unfinished: unfinished.write_bytes(text.encode()))
 
 
 def _finite_or_none(value: Value) -> Optional[Value]:

@@ -37,10 +37,11 @@ from besskge_core.training.checkpoint import (
 from besskge_core.training.config import TrainingConfig
 from besskge_core.training.loaded import load_on_all
 from besskge_core.training.progress import Progress
-from besskge_core.training.run_folder import check_folder, write_json, write_settings
+from besskge_core.training.run_folder import check_folder, write_settings
 from besskge_core.training.schedule import factor
 from besskge_core.training.stopping import stop_signals
 from besskge_core.training.tracker import make_trackers
+from besskge_core.whole_files import write_json
 
 #: Older checkpoints are removed; one more than the last is kept, should that be damaged.
 KEPT_CHECKPOINTS = 2
