@@ -29,12 +29,12 @@ from besskge_core.environment import describe
 from besskge_core.ops import gather, plan_rows, scatter_update
 from besskge_core.ops.rules import Rule
 from besskge_core.ops.sampled_loss import LossRule, Pairing, sampled_loss
-from besskge_core.planning import HARDWARE, Hardware, Plan, find_hardware, plan, sram_capacity
+from besskge_core.planning import HARDWARE, Hardware, Plan, find_hardware, plan
 from besskge_core.planning.command import duration
 from besskge_core.planning.cost import OPERATIONS
-from besskge_core.planning.memory import PUBLISHED_CAPACITIES
 from besskge_core.planning.plan import gigabytes
 from besskge_core.runtime import LocalRuntime
+from besskge_core.runtime.ipu.sram import PUBLISHED_CAPACITIES, sram_capacity
 from besskge_core.runtime.memory import available_memory, keep_freed_memory
 from besskge_core.training.build import build
 from besskge_core.training.config import TrainingConfig, read_config
@@ -397,7 +397,6 @@ def of_hardware(hardware: Hardware) -> List[str]:
 
 def of_capacities() -> List[str]:
     """Entities that fit into the SRAM of IPUs, beside what BESS-KGE's README states."""
-    ipu = HARDWARE["ipu-pod16"]
     lines = [
         "## Entities that fit on IPUs",
         "",
@@ -410,7 +409,7 @@ def of_capacities() -> List[str]:
     ]
     for row in PUBLISHED_CAPACITIES:
         for n_chip, published in row.entities.items():
-            found = sram_capacity(ipu, n_chip, row.width, row.state, row.accumulator)
+            found = sram_capacity(n_chip, row.width, row.state, row.accumulator)
             lines.append(
                 f"| {row.width} | {row.state}, {row.accumulator} | {n_chip} | {published / 1e6:.3g} M"
                 f" | {found / 1e6:.3g} M | {found / published:.2f} |"

@@ -4,6 +4,7 @@
 
     BessError
     ├── ConfigError (ValueError)              an option or argument has a value that cannot work
+    │   └── ProgramError                      a step that cannot be compiled for an IPU
     ├── ShapeError (ValueError)               an array or tensor lacks the axes that were promised
     ├── DataError (ValueError)                input data is wrong; begins "file:line:" where known
     ├── DatasetNotFoundError (FileNotFoundError)  no benchmark, file or folder of this name
@@ -39,6 +40,7 @@ __all__ = [
     "NoTrainingBatchError",
     "NonFiniteLossError",
     "PreparationError",
+    "ProgramError",
     "ShapeError",
     "StorageError",
     "SubBatchingNotSupportedError",
@@ -53,6 +55,10 @@ class BessError(Exception):
 
 class ConfigError(BessError, ValueError):
     """An option or argument has a value that cannot work."""
+
+
+class ProgramError(ConfigError):
+    """A step cannot be a program for an IPU; the message names the operator, the line, the reason."""
 
 
 class ShapeError(BessError, ValueError):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from besskge_core.errors import ConfigError
+from besskge_core.ops.tracing import is_traced
 from besskge_core.shapes import match_shapes
 
 MODES = ("optimistic", "pessimistic", "average", "realistic")
@@ -80,12 +81,14 @@ def count_ranks(better: Tensor, equal: Tensor, mode: str) -> Tensor:
     """Ranks from the numbers of better and of equal candidates, the true one not counted.
 
     Returns:
-        float64, of the same shape: exact for up to 2**52 candidates.
+        float64, of the same shape: exact for up to 2**52 candidates. While a step is traced for a
+        device without it float32, exact for up to 2**23.
     """
     if mode not in MODES:
         raise ConfigError(f"unknown mode {mode!r}; expected one of {MODES}")
     share = {"optimistic": 0.0, "pessimistic": 1.0}.get(mode, 0.5)
-    return 1.0 + better.double() + share * equal.double()
+    dtype = torch.float32 if is_traced() else torch.float64
+    return 1.0 + better.to(dtype) + share * equal.to(dtype)
 
 
 class Evaluation:

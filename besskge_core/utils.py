@@ -8,6 +8,7 @@ from torch import Tensor
 
 from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.known import KnownTriples
+from besskge_core.ops.tracing import as_index
 from besskge_core.scoring.operators import complex_multiplication, complex_rotation
 
 __all__ = ["complex_multiplication", "complex_rotation", "gather_indices", "get_entity_filter"]
@@ -26,7 +27,7 @@ def gather_indices(x: Tensor, index: Tensor) -> Tensor:
             " (B, K) with A = B or one of them 1"
         )
     n = max(len(x), len(index))
-    return x.expand(n, -1).gather(1, index.long().expand(n, -1))
+    return x.expand(n, -1).gather(1, as_index(index).expand(n, -1))
 
 
 def get_entity_filter(triples: Tensor, filter_triples: Tensor, filter_mode: str) -> Tensor:

@@ -28,9 +28,11 @@ from besskge_core.bess import (
 from besskge_core.embedding import Embedding
 from besskge_core.errors import ConfigError, NonFiniteLossError, ShapeError
 from besskge_core.exchange import LocalExchange, PopTorchExchange
+from besskge_core.exchange.poptorch import NativeLibrary
 from besskge_core.known import KnownTriples
 from besskge_core.loss import LOSSES, LogSigmoidLoss
 from besskge_core.negative_sampler import PlaceholderNegativeSampler
+from besskge_core.ops.tracing import tracing
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.philox import Position
 from besskge_core.runtime import IPURuntime, IPUSettings, LocalRuntime
@@ -69,7 +71,8 @@ def exchanged(n_shard, name, x, weight):
 
     def program(rank):
         parts[rank] = x[rank : rank + 1].clone().requires_grad_(x.is_floating_point())
-        return getattr(exchange, name)(parts[rank])
+        with tracing():
+            return getattr(exchange, name)(parts[rank])
 
     outs = Lockstep(n_shard).run(program)
     if x.is_floating_point():
@@ -100,7 +103,12 @@ def test_every_dtype_travels(dtype):
 
 def test_sums_over_replicas_have_no_gradient():
     exchange, x = PopTorchExchange(2), torch.ones(3, requires_grad=True)
-    outs = Lockstep(2).run(lambda rank: (exchange.sum_ranks(x), exchange.gather_ranks(x)))
+
+    def program(rank):
+        with tracing():
+            return exchange.sum_ranks(x), exchange.gather_ranks(x)
+
+    outs = Lockstep(2).run(program)
     assert all(torch.equal(sums, 2 * torch.ones(3)) for sums, _ in outs)
     assert all(torch.equal(rows, torch.ones(2, 3)) for _, rows in outs)
     assert not any(x.requires_grad for out in outs for x in out)
@@ -115,17 +123,36 @@ def test_an_exchange_outside_a_program_is_refused():
 
 def test_the_operation_of_our_own_library_is_asked_for(monkeypatch):
     with pytest.raises(ConfigError, match="no-such-library.so cannot be loaded .* build it"):
-        PopTorchExchange(2, "no-such-library.so")
+        NativeLibrary("no-such-library.so")
     library = ctypes.util.find_library("m")
     sampler, runtime = prepare(library=library)
-    with pytest.raises(poptorch_double.Error, match="no op besskge_core.AllToAll"):
+    with pytest.raises(poptorch_double.Error, match=r"no op besskge_core\.Gather"):
         runtime.training_step(sgd(runtime))(sampler[0])
     poptorch_double.library_is_loaded()
-    losses = []
-    for own in (library, None):
-        sampler, runtime = prepare(library=own)
-        losses.append(runtime.training_step(sgd(runtime))(sampler[0])["loss"])
-    assert torch.equal(*losses)
+    called = set()
+
+    def noting(name, operation):
+        def noted(*inputs, **attributes):
+            called.add(name)
+            return operation(*inputs, **attributes)
+
+        return noted
+
+    for key, operation in list(poptorch_double.OPERATIONS.items()):
+        poptorch_double.OPERATIONS[key] = noting(key[1], operation)
+    for score, asked in [
+        ("complex", {"AllToAll", "Gather"}),
+        ("transe", {"AllToAll", "Gather", "Pairwise"}),
+        ("rotate", {"AllToAll", "Gather", "Pairwise"}),
+    ]:
+        losses = []
+        for own in (library, None):
+            sampler, runtime = prepare(score=score, library=own)
+            losses.append(runtime.training_step(sgd(runtime))(sampler[0])["loss"])
+            runtime.close()
+            assert called == (asked if own else set())
+            called.clear()
+        assert_close(*losses)
 
 
 # -- options -----------------------------------------------------------------------------------
@@ -389,7 +416,7 @@ def test_batches_of_other_shapes_are_refused():
     sampler, runtime = prepare(2)
     step = runtime.training_step(sgd(runtime))
     step(sampler[0])
-    with pytest.raises(ShapeError, match="1 micro-batches, but the program was compiled for 2"):
+    with pytest.raises(ShapeError, match=r"\(2, 2, 8\).* compiled for .*\(4, 2, 8\)"):
         step({name: x[:1] for name, x in sampler[0].items()})
     with pytest.raises(ShapeError, match=r"expected \(M \* S, ...\) with S=2"):
         step({name: x.flatten(end_dim=1)[:-1] for name, x in sampler[0].items()})

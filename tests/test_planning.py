@@ -33,12 +33,11 @@ from besskge_core.planning import (
     most_entities,
     plan,
     split_over,
-    sram_capacity,
     traffic,
     workload,
 )
-from besskge_core.planning.memory import PUBLISHED_CAPACITIES
 from besskge_core.planning.workload import even_imbalance, state_of
+from besskge_core.runtime.ipu.sram import PUBLISHED_CAPACITIES, sram_capacity
 from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.training import TrainingConfig
 from besskge_core.training.build import build
@@ -280,9 +279,7 @@ def test_the_most_entities_are_those_that_just_fit(hardware):
 @pytest.mark.parametrize("published", PUBLISHED_CAPACITIES)
 def test_what_fits_on_ipus_is_what_was_published(published):
     for n_chip, entities in published.entities.items():
-        found = sram_capacity(
-            HARDWARE["ipu-pod16"], n_chip, published.width, published.state, published.accumulator
-        )
+        found = sram_capacity(n_chip, published.width, published.state, published.accumulator)
         assert found == pytest.approx(entities, rel=0.15)
 
 
@@ -290,7 +287,7 @@ def test_a_whole_step_on_an_ipu_holds_no_more_than_its_tables_alone():
     work = workload(config_of(n_shard=4, score_function="distmult", optimizer="adam"), *GRAPH, 4,
                     "float16")  # fmt: skip
     ipu = HARDWARE["ipu-pod4"]
-    alone = sram_capacity(ipu, 4, 128, state=8, accumulator=0)
+    alone = sram_capacity(4, 128, state=8, accumulator=0)
     assert 0.8 * alone < most_entities(work, ipu) < alone
 
 

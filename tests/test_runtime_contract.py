@@ -1,7 +1,7 @@
 """One contract of all runtimes: of the same batches the same losses, weights, outputs and checkpoints.
 
 What they must give is written out here: forward, backward and update of one process, in plain torch.
-IPUs are those of the double in `poptorch_double`; none of this has run on an IPU.
+IPUs are those of the double in `poptorch_double`, or emulated; none of this has run on an IPU.
 """
 
 from __future__ import annotations
@@ -27,12 +27,19 @@ from besskge_core.metric import Evaluation
 from besskge_core.negative_sampler import PlaceholderNegativeSampler
 from besskge_core.philox import Position
 from besskge_core.regularizer import REGULARIZERS
-from besskge_core.runtime import IPURuntime, IPUSettings, LocalRuntime, join, make_runtime
+from besskge_core.runtime import (
+    IPURuntime,
+    IPUSettings,
+    LocalRuntime,
+    join,
+    make_ipu_runtime,
+    make_runtime,
+)
 from besskge_core.runtime.ipu import make_optimizer
 from besskge_core.sharding import PartitionedTripleSet, Sharding
 from besskge_core.training.checkpoint import load_checkpoint, save_checkpoint
 
-RUNTIMES = ["local", "distributed", "ipu"]
+RUNTIMES = ["local", "distributed", "ipu", "emulated"]
 #: Ranks of the distributed one.
 N_RANK = 2
 
@@ -85,6 +92,9 @@ class Parts:
         if kind == "ipu":
             accumulation = self.settings.get("accumulation", 1)
             return IPURuntime(self.model, IPUSettings(accumulation), n_worker=1)
+        if kind == "emulated":
+            settings = IPUSettings(self.settings.get("accumulation", 1), target="emulate")
+            return make_ipu_runtime(self.model, settings)
         if kind == "distributed":
             return make_runtime(self.model, join())
         return LocalRuntime(self.model)
@@ -92,8 +102,9 @@ class Parts:
     def optimizer(self) -> torch.optim.Optimizer:
         name, options = self.settings.get("optimizer", ("sgd", dict(lr=0.1)))
         parameters = list(self.model.parameters())
-        if self.kind == "ipu":
-            return make_optimizer(name, parameters, **options)
+        if self.kind in ("ipu", "emulated"):
+            target = {"ipu": "hardware", "emulated": "emulate"}[self.kind]
+            return make_optimizer(name, parameters, target=target, **options)
         return TORCH_OPTIMIZERS[name](parameters, **options)
 
     def weights(self) -> Dict[str, torch.Tensor]:
@@ -238,10 +249,11 @@ def check_ranks(settings: Settings, position: Position, out: Dict[str, torch.Ten
 # -- what only some do -----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["ipu", "emulated"])
 @pytest.mark.parametrize("case", [dict(), dict(optimizer=("adam", dict(lr=0.05)))])
-def test_accumulated_gradients_make_one_update(case):
+def test_accumulated_gradients_make_one_update(kind, case):
     settings = dict(case, accumulation=2)
-    expected, found = by_hand(settings), followed("ipu", settings)
+    expected, found = by_hand(settings), followed(kind, settings)
     assert_close(found["outputs"], expected["outputs"])
     assert_close(found["weights"], expected["weights"])
     assert not torch.allclose(expected["weights"]["table"], by_hand(case)["weights"]["table"])
@@ -334,6 +346,8 @@ def answered(kind: str, n_shard: int = 4) -> Dict[str, torch.Tensor]:
         if kind == "ipu":
             stack.enter_context(poptorch_double.installed())
         runtime = IPURuntime(model) if kind == "ipu" else make_runtime(model, join())
+        if kind == "emulated":
+            runtime = make_ipu_runtime(model, IPUSettings(target="emulate"))
         if kind == "local":
             runtime = LocalRuntime(model)
         step = runtime.inference_step()
@@ -341,9 +355,10 @@ def answered(kind: str, n_shard: int = 4) -> Dict[str, torch.Tensor]:
     return {name: torch.cat([out[name] for out in outputs]) for name in outputs[0]}
 
 
-@pytest.mark.parametrize("kind", ["distributed", "ipu"])
+@pytest.mark.parametrize("kind", ["distributed", "ipu", "emulated"])
 def test_queries_have_the_same_answers(pools, kind):
     expected = answered("local")
-    found = answered(kind) if kind == "ipu" else joined(pools(N_RANK).run(answered, kind))
+    of_ranks = kind == "distributed"
+    found = joined(pools(N_RANK).run(answered, kind)) if of_ranks else answered(kind)
     assert expected["topk_global_id"].shape[2] == 3
     assert_close(found, expected)

@@ -22,6 +22,7 @@ from besskge_core.loss import Loss
 from besskge_core.metric import Evaluation
 from besskge_core.negative_sampler import ShardedNegativeSampler
 from besskge_core.ops import RowPlan, gather
+from besskge_core.ops.tracing import as_index
 from besskge_core.regularizer import Regularizer
 from besskge_core.scoring import BaseScoreFunction, Heads
 from besskge_core.shapes import match_shapes
@@ -425,7 +426,7 @@ class BessKGE(OverTables, abc.ABC):
         n_row, tail = self.entity_embedding.shape[1], self.exchange.all_to_all(batch.tail)
 
         def placed(rows: Tensor, index: Tensor) -> Tensor:
-            place = (index.long() - n_row).clamp(min=0).unsqueeze(-1).expand_as(rows)
+            place = (as_index(index) - n_row).clamp(min=0).unsqueeze(-1).expand_as(rows)
             return torch.where((index >= n_row).unsqueeze(-1), hubs.gather(1, place), rows)
 
         return placed(head_rows, batch.head.flatten(1)), placed(tail_rows, tail.flatten(1))

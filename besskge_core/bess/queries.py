@@ -24,6 +24,7 @@ from besskge_core.negative_sampler import (
     ShardedNegativeSampler,
 )
 from besskge_core.ops import gather
+from besskge_core.ops.tracing import as_index
 from besskge_core.scoring import BaseScoreFunction
 from besskge_core.shapes import match_shapes
 from besskge_core.sharding import Sharding
@@ -216,7 +217,7 @@ class TopKQueryBessKGE(QueryBESS):
         masks: Iterable[Optional[Tensor]] = repeat(None)
         if negative_mask is not None:
             masks = negative_mask[shard].split(self.window_size, dim=-1)
-        for given, mask in zip(negative[shard].long().split(self.window_size, dim=-1), masks):
+        for given, mask in zip(as_index(negative[shard]).split(self.window_size, dim=-1), masks):
             yield Window(given, entities(table[given]), mask, rising=False)
 
     def _best_here(

@@ -14,7 +14,7 @@ from torch import Tensor
 from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
 from besskge_core.ops.rows import sparse_gradient
-from besskge_core.ops.tracing import is_traced
+from besskge_core.ops.tracing import device_library, is_traced
 from besskge_core.shapes import match_shapes
 
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -59,7 +59,9 @@ def reference(table: Tensor, index: Tensor) -> Tensor:
 def _traced(table: Tensor, index: Tensor) -> Tensor:
     """:func:`reference` of operations that a compiler can differentiate."""
     if table.shape[0] == 1:  # a view of the variable itself, which is read in one gather
-        return table.squeeze(0).index_select(0, index.squeeze(0)).unsqueeze(0)
+        own, places = table.squeeze(0), index.squeeze(0)
+        rows = device_library().gather(own, places)
+        return (own.index_select(0, places) if rows is None else rows).unsqueeze(0)
     shard = torch.arange(table.shape[0], device=index.device)[:, None]
     flat = (index + shard * table.shape[1]).flatten()
     return table.flatten(end_dim=1).index_select(0, flat).unflatten(0, tuple(index.shape))

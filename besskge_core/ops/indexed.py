@@ -18,6 +18,7 @@ from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
 from besskge_core.ops.pairwise import COMPARISONS, compared
 from besskge_core.ops.rows import RowPlan, plan_rows, sparse_gradient
+from besskge_core.ops.tracing import as_index
 from besskge_core.shapes import match_shapes
 
 
@@ -79,7 +80,7 @@ class _Indexed(torch.autograd.Function):
 
 def reference(q: Tensor, table: Tensor, index: Tensor, comparison: str) -> Tensor:
     """The meaning of :func:`indexed`, in plain torch; copies every row, and gives a dense gradient."""
-    rows = table.flatten(end_dim=1)[index.long()]
+    rows = table.flatten(end_dim=1)[as_index(index)]
     return compared(q.unsqueeze(1), rows, comparison)
 
 

@@ -15,12 +15,15 @@ from torch.autograd.function import once_differentiable
 from besskge_core.errors import ConfigError
 from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
+from besskge_core.ops.tracing import device_library
 from besskge_core.shapes import match_shapes
 
 #: How queries are compared with candidates: by the inner product; by the negated L1 or L2 norm of
 #: the difference; by the negated sum of its complex moduli (rows hold real parts, then imaginary
 #: ones); or by the norm on a torus, where entries count modulo 1.
 COMPARISONS = ("dot", "l1", "l2", "modulus", "torus_l1", "torus_l2")
+
+_NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def pairwise(q: Tensor, e: Tensor, comparison: str, weight: Optional[Tensor] = None) -> Tensor:
@@ -55,7 +58,16 @@ def pairwise(q: Tensor, e: Tensor, comparison: str, weight: Optional[Tensor] = N
 
 def serves(x: Tensor) -> bool:
     """Whether comparisons of such rows are native."""
-    return native.serves(x, torch.float32, torch.bfloat16, torch.float16)
+    return native.serves(x, *_NATIVE_DTYPES)
+
+
+def native_pairwise(
+    q: Tensor, e: Tensor, comparison: str, weight: Optional[Tensor] = None
+) -> Optional[Tensor]:
+    """:func:`pairwise` as one operation; None: this device has none."""
+    if serves(q):
+        return pairwise(q, e, comparison, weight)
+    return device_library().pairwise(q, e, comparison) if weight is None else None
 
 
 class _Pairwise(torch.autograd.Function):

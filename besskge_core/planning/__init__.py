@@ -8,7 +8,7 @@ figures are predictions; how well they hold is in `benchmarks/results/plan.md`.
 from __future__ import annotations
 
 from besskge_core.planning.hardware import HARDWARE, Hardware, find_hardware
-from besskge_core.planning.memory import memory_needed, most_entities, sram_capacity
+from besskge_core.planning.memory import memory_needed, most_entities
 from besskge_core.planning.plan import Plan, plan, split_over
 from besskge_core.planning.traffic import Traffic, all_reduce_bytes, bytes_sent, traffic
 from besskge_core.planning.workload import Workload, workload
@@ -26,7 +26,6 @@ __all__ = [
     "most_entities",
     "plan",
     "split_over",
-    "sram_capacity",
     "traffic",
     "workload",
 ]

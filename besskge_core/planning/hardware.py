@@ -14,6 +14,7 @@ from typing import Any, Dict, Mapping, Optional, get_type_hints
 from besskge_core import config as configuration
 from besskge_core.errors import ConfigError
 from besskge_core.registry import nearest
+from besskge_core.runtime.ipu.sram import PROGRAM, SRAM
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,10 @@ def _ipu_pod(n_ipu: int) -> Hardware:
         # streaming memory. Attainable: ComplEx on YAGO3-10 (2.91 M triples/s of 1440 negatives and
         # 256 numbers) and TransE on ogbl-wikikg2 (4.26 M, 639, 100) in the notebooks of BESS-KGE on
         # four chips, all of the step included. Program: fitted to the capacities that its authors
-        # publish, see `memory`. Latencies and overhead: guesses.
+        # publish, see `runtime.ipu.sram`. Latencies and overhead: guesses.
         source="data sheets; rates from published runs of BESS-KGE; latencies guessed",
         n_worker=n_ipu, workers_per_host=n_ipu,
-        memory_gb=0.9406, program_gb=0.2306, dense_updates=True, state_gb_s=20.0,
+        memory_gb=SRAM / 1e9, program_gb=PROGRAM / 1e9, dense_updates=True, state_gb_s=20.0,
         bandwidth_gb_s=47_500.0, row_bandwidth_gb_s=8_000.0,
         link_gb_s=160.0, network_gb_s=6.25, latency_us=10.0, peer_latency_us=2.0,
         dot_peak_tflops=62.5, dot_tflops=0.8, half_peak_tflops=250.0, half_tflops=1.65,

@@ -1,15 +1,13 @@
 """Bytes of memory that a worker needs, by what needs them.
 
-On an IPU all of it is SRAM, and gradients and updates are of whole tables, as PopTorch knows no
-others. Its share for program, code and temporary memory is fitted to the entities that BESS-KGE is
-published to hold (:data:`PUBLISHED_CAPACITIES`), which the rest then gives within 11 %.
+On an IPU all of it is SRAM, and gradients and updates are of whole tables; see
+:mod:`besskge_core.runtime.ipu.sram`.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import Dict, NamedTuple, Tuple
+from typing import Dict
 
 from besskge_core.planning.hardware import Hardware
 from besskge_core.planning.workload import Workload
@@ -130,44 +128,3 @@ def _batches(work: Workload) -> float:
 def _triples(work: Workload) -> float:
     """Three IDs and a place in the order of each triple of a worker, three IDs of each entity."""
     return (12.0 + 8.0) * work.n_triple / work.n_worker + 12.0 * work.n_entity
-
-
-class Capacity(NamedTuple):
-    """Entities that fit, as published for BESS-KGE on IPUs, with weights of 16 bits.
-
-    Attributes:
-        width: numbers of an entity.
-        state: bytes of the optimiser's state a number: 4 of SGD's momentum, or of Adam 2 of the
-            first and 4 of the second moment.
-        accumulator: bytes of the sum of gradients a number; 0 without gradient accumulation.
-        entities: chips to entities.
-    """
-
-    width: int
-    state: int
-    accumulator: int
-    entities: Dict[int, float]
-
-
-#: From the README of BESS-KGE: estimates, which shrink with batch and negatives.
-PUBLISHED_CAPACITIES: Tuple[Capacity, ...] = (
-    Capacity(100, 4, 0, {4: 3.2e6, 16: 13e6}),
-    Capacity(128, 6, 0, {4: 2.4e6, 16: 9.9e6}),
-    Capacity(256, 4, 4, {4: 0.9e6, 16: 3.5e6}),
-    Capacity(256, 6, 0, {4: 1.2e6, 16: 4.8e6}),
-    Capacity(512, 6, 4, {4: 0.375e6, 16: 1.5e6}),
-)
-
-
-def sram_capacity(hardware: Hardware, n_chip: int, width: int, state: int, accumulator: int) -> int:
-    """Entities whose table, state, gradient and accumulator fill the SRAM of so many chips.
-
-    A number of the table takes 2 bytes, and so does that of its gradient.
-
-    Args:
-        hardware: an IPU.
-        n_chip: shards, one a chip.
-        width, state, accumulator: see :class:`Capacity`.
-    """
-    free = hardware.memory - hardware.program
-    return n_chip * math.floor(free / (width * (2 + 2 + state + accumulator)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from besskge_core.runtime.base import Planned, Runtime
 from besskge_core.runtime.distributed import DistributedRuntime, make_runtime
-from besskge_core.runtime.ipu import IPURuntime, IPUSettings
+from besskge_core.runtime.ipu import IPURuntime, IPUSettings, make_ipu_runtime
 from besskge_core.runtime.local import LocalRuntime
 from besskge_core.runtime.ranks import Ranks, join, launched, leave, restarted, restarts_allowed
 
@@ -19,6 +19,7 @@ __all__ = [
     "join",
     "launched",
     "leave",
+    "make_ipu_runtime",
     "make_runtime",
     "restarted",
     "restarts_allowed",

@@ -97,7 +97,7 @@ class Runtime:
             if not self.model.training:
                 self.model.train()
             micros = self._micro_batches(batch)
-            return _stack([self._train(micro, optimizer, before_update) for micro in micros])
+            return stack_outputs([self._train(micro, optimizer, before_update) for micro in micros])
 
         return step
 
@@ -109,7 +109,9 @@ class Runtime:
         @torch.no_grad()
         def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
             self.model.eval()
-            return _stack([self.model(**micro.columns) for micro in self._micro_batches(batch)])
+            return stack_outputs(
+                [self.model(**micro.columns) for micro in self._micro_batches(batch)]
+            )
 
         return step
 
@@ -234,5 +236,6 @@ class Runtime:
         return sparse_rows(grad) if plan is None else plan.unique_rows
 
 
-def _stack(outputs: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
+def stack_outputs(outputs: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:
+    """Outputs of micro-batches -> (M, ...)."""
     return {name: torch.stack([out[name] for out in outputs]) for name in outputs[0]}

@@ -12,7 +12,7 @@ from typing import Dict, Optional
 import torch
 from torch import Tensor
 
-from besskge_core.ops.pairwise import least_square, pairwise, serves
+from besskge_core.ops.pairwise import least_square, native_pairwise
 from besskge_core.scoring.tiles import in_tiles
 
 _NATIVE_NORMS: Dict[float, str] = {1: "l1", 2: "l2"}
@@ -78,8 +78,9 @@ class ModulusDistance(Comparator):
             return self.rowwise(q.unsqueeze(-2), e)
         if self.p == 2:
             return negated_distances(q, e, 2)
-        if self.p == 1 and serves(q):
-            return pairwise(q, e, "modulus")
+        scores = native_pairwise(q, e, "modulus") if self.p == 1 else None
+        if scores is not None:
+            return scores
         return in_tiles(lambda tile: self.rowwise(q.unsqueeze(-2), tile), e, q.numel())
 
 
@@ -128,9 +129,9 @@ def native_scores(
     q: Tensor, e: Tensor, p: float, weight: Optional[Tensor] = None, space: str = ""
 ) -> Optional[Tensor]:
     """q (B, D), e (N, D) -> (B, N), the negated p-norm of q - weight o e; None: not native."""
-    if p in _NATIVE_NORMS and serves(q):
-        return pairwise(q, e, space + _NATIVE_NORMS[p], weight)
-    return None
+    if p not in _NATIVE_NORMS:
+        return None
+    return native_pairwise(q, e, space + _NATIVE_NORMS[p], weight)
 
 
 def negated_distances(q: Tensor, e: Tensor, p: float) -> Tensor:

@@ -13,6 +13,8 @@ import sys
 from contextlib import contextmanager
 from typing import Iterator
 
+import torch
+
 from . import optim
 from .data import DataLoader
 from .enums import (
@@ -58,6 +60,7 @@ def installed(n_ipu: int = 64) -> Iterator[object]:
     here, addons = sys.modules[__name__], type(sys)("poptorch_experimental_addons")
     addons.collectives = type(sys)("collectives")
     addons.collectives.all_to_all_single_cross_replica = _of_addons
+    addons.distance_matrix = _distances
     modules = {"poptorch": here, "poptorch.optim": optim, addons.__name__: addons}
     MACHINE.update(ipus=n_ipu, held=0)
     TRAINED_BY.clear()
@@ -86,3 +89,17 @@ def _of_addons(x, replication_factor):
 def library_is_loaded() -> None:
     """What loading our library of PopART operations does."""
     OPERATIONS["besskge_core", "AllToAll"] = lambda x: [all_to_all(x)]
+    OPERATIONS["besskge_core", "Gather"] = lambda table, index: [table.index_select(0, index)]
+    OPERATIONS["besskge_core", "Pairwise"] = lambda q, e, comparison: [_scores(q, e, comparison)]
+
+
+def _scores(q, e, comparison):
+    way = q[:, None] - e
+    if comparison == "modulus":
+        re, im = way.chunk(2, -1)
+        return -(re * re + im * im).clamp(min=1e-30).sqrt().sum(-1)
+    return -torch.norm(way, p={"l1": 1, "l2": 2}[comparison], dim=-1)
+
+
+def _distances(a, b, p):
+    return torch.norm(a[:, None] - b, p=p, dim=-1)

@@ -20,7 +20,7 @@ from .enums import (
     VariableRetrievalMode,
 )
 from .options import Options
-from .replicas import Lockstep, losses, trace
+from .replicas import Device, Lockstep, losses, trace
 
 #: IPUs of the machine; those that programs hold are counted.
 MACHINE = {"ipus": 64, "held": 0}
@@ -297,7 +297,8 @@ class Executor:
             scale = 1.0
             if self._options.Training.reduction is ReductionType.Mean:
                 scale = 1.0 / (len(parts) * self._options.Training.gradient_accumulation)
-            torch.stack([own[0] for _, own in found]).sum().mul(scale).backward()
+            with Device():
+                torch.stack([own[0] for _, own in found]).sum().mul(scale).backward()
         return [out for out, _ in found]
 
     def _update(self) -> None:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from besskge_core.runtime.ipu.operators import HANDLED, PARTS, with_wide_indices
+
 from .enums import Error
-from .handled import HANDLED, PARTS
 
 _LOCAL = threading.local()
 MOVED = (torch.float32, torch.float16, torch.int32)
@@ -44,7 +45,7 @@ class Lockstep:
         """What a program of a replica's number gives on each of them."""
 
         def one(rank: int) -> Any:
-            with replica(rank, self):
+            with replica(rank, self), Device():
                 try:
                     return program(rank)
                 except BaseException:
@@ -57,6 +58,13 @@ class Lockstep:
         for error in sorted(filter(None, errors), key=_is_echo):
             raise error
         return [future.result() for future in futures]
+
+
+class Device(TorchDispatchMode):
+    """Gathers by int32, which a CPU's kernels do not in all versions of torch."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*with_wide_indices(func, args), **(kwargs or {}))
 
 
 def _is_echo(error: BaseException) -> bool:
@@ -153,7 +161,7 @@ class _Rules(TorchDispatchMode):
             x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
         ):
             raise Error("index: reading through a mask has no fixed shape")
-        out = func(*args, **(kwargs or {}))
+        out = func(*with_wide_indices(func, args), **(kwargs or {}))
         for x in out if isinstance(out, (tuple, list)) else [out]:
             if isinstance(x, Tensor) and (x.is_complex() or x.is_sparse):
                 raise Error(f"{func.name()} makes {x.dtype}, {x.layout}: not a type of IPUs")

@@ -11,6 +11,8 @@ What differs from the other runtimes, because the device decides on it alone:
 - a loss that is not finite is found after the call, when its weights have been updated;
 - weights are on the device until :meth:`IPURuntime.to_host` brings them back.
 
+Without Poplar's SDK the same steps run here under the rules of IPUs; see `emulated`.
+
 Axes:
     M: micro-batches of a step, device iterations times accumulated ones      S: shards, replicas
     L: shards of a replica, 1
@@ -18,8 +20,35 @@ Axes:
 
 from __future__ import annotations
 
-from besskge_core.runtime.ipu.optimizers import make_optimizer
-from besskge_core.runtime.ipu.runtime import IPURuntime
-from besskge_core.runtime.ipu.settings import IPUSettings, make_options
+from typing import Optional
 
-__all__ = ["IPURuntime", "IPUSettings", "make_optimizer", "make_options"]
+from besskge_core.runtime.base import Model
+from besskge_core.runtime.ipu.emulated import EmulatedIPURuntime
+from besskge_core.runtime.ipu.optimizers import make_optimizer
+from besskge_core.runtime.ipu.program import Program, compile_program
+from besskge_core.runtime.ipu.runtime import IPURuntime
+from besskge_core.runtime.ipu.settings import IPUSettings, chosen_target, make_options
+
+__all__ = [
+    "EmulatedIPURuntime",
+    "IPURuntime",
+    "IPUSettings",
+    "Program",
+    "chosen_target",
+    "compile_program",
+    "make_ipu_runtime",
+    "make_optimizer",
+    "make_options",
+]
+
+
+def make_ipu_runtime(
+    model: Model, settings: Optional[IPUSettings] = None, n_worker: int = 1
+) -> IPURuntime:
+    """The runtime of IPUs, of the SDK's model of them, or their emulation, as the settings say.
+
+    Arguments and errors are those of :class:`IPURuntime`.
+    """
+    settings = settings or IPUSettings()
+    make = EmulatedIPURuntime if settings.where == "emulate" else IPURuntime
+    return make(model, settings, n_worker)

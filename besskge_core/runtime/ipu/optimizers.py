@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import nn
 
 from besskge_core.errors import ConfigError
 from besskge_core.optim import LazyAdam, RowOptimizer
+from besskge_core.runtime.ipu.emulated_optimizers import emulated_optimizer
+from besskge_core.runtime.ipu.settings import chosen_target
 
 
 class _Choice(NamedTuple):
@@ -44,9 +46,10 @@ def make_optimizer(
     weight_decay: float = 0.0,
     accumulator_dtype: torch.dtype = torch.float32,
     state_dtypes: Sequence[torch.dtype] = (),
+    target: Optional[str] = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """An optimiser of PopTorch.
+    """An optimiser of PopTorch; in emulation one of torch that does the same.
 
     Args:
         name: "sgd", "adam", "adamw", "rmsprop" or "lamb". Of weight decay Adam makes an L2 term in
@@ -57,13 +60,12 @@ def make_optimizer(
         accumulator_dtype: of gradients that are accumulated.
         state_dtypes: float32 or float16 for each moment: the velocity of SGD; the first and the
             second moment of the others. Those left out are float32.
+        target: where the program runs; see :class:`IPUSettings`.
         options: more of the optimiser, such as `momentum` or `betas`.
 
     Raises:
         ConfigError: PopTorch has no such optimiser, or no such dtypes.
     """
-    import poptorch
-
     key = name.lower().replace("-", "_")
     if key not in OPTIMIZERS:
         raise ConfigError(f"no optimiser {name!r} on IPUs; {_instead(key)}")
@@ -74,6 +76,11 @@ def make_optimizer(
             f"dtypes {tuple(map(str, dtypes))} of {choice.name}'s accumulator and state, expected"
             f" torch.float32 or torch.float16 for 1 and at most {len(choice.state_dtypes)}"
         )
+    if chosen_target(target) == "emulate":
+        options.update(lr=lr, weight_decay=weight_decay)
+        return emulated_optimizer(choice.name, parameters, state_dtypes, **options)
+    import poptorch
+
     named = dict(zip(choice.state_dtypes, state_dtypes))
     made: torch.optim.Optimizer = getattr(poptorch.optim, choice.name)(
         parameters,
@@ -92,8 +99,6 @@ def _instead(key: str) -> str:
 
 def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     """Refuse what PopTorch has not."""
-    import poptorch
-
     kind, known = type(optimizer).__name__, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
     if isinstance(optimizer, RowOptimizer):
         key = str(getattr(optimizer, "name", "sgd"))
@@ -101,7 +106,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
         near = near or ("'sgd' " if key == "sgd" else "")
         advice = f"{_HAS}; use {near}of make_optimizer" if near else _instead(key)
         raise ConfigError(f"{kind} updates rows apart, which IPUs do not; {advice}")
-    if not isinstance(optimizer, (*known, torch.optim.RMSprop, poptorch.optim.LAMB)):
+    if not isinstance(optimizer, (*known, torch.optim.RMSprop)) and kind != "LAMB":
         key = {"SparseAdam": "sparse_adam"}.get(kind, kind.lower())
         raise ConfigError(f"no optimiser {kind} on IPUs; {_instead(key)}")
     if any(group.get("amsgrad") for group in optimizer.param_groups):

@@ -10,19 +10,19 @@ from typing import (
     List,
     Mapping,
     Optional,
-    Sequence,
     Tuple,
 )
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from besskge_core.batch_sampler import Draw, ShardedBatchSampler
 from besskge_core.errors import ConfigError, NonFiniteLossError, ShapeError
-from besskge_core.exchange import PopTorchExchange
+from besskge_core.exchange import Exchange, PopTorchExchange
+from besskge_core.exchange.poptorch import NativeLibrary
 from besskge_core.ops.tracing import tracing
 from besskge_core.runtime.base import Model, Planned, Runtime
+from besskge_core.runtime.ipu.batches import COLUMNS, DeviceBatches, flattened
 from besskge_core.runtime.ipu.checks import check_model
 from besskge_core.runtime.ipu.optimizers import check_optimizer, hyper_parameters
 from besskge_core.runtime.ipu.settings import IPUSettings, make_options
@@ -30,11 +30,8 @@ from besskge_core.runtime.ipu.settings import IPUSettings, make_options
 #: Host memory that a batch may be made in ahead, in batches.
 BUFFER_SIZE = 3
 
-#: Columns of batches; what a step does not take is left behind.
-COLUMNS = (
-    "relation", "head", "tail", "negative", "triple_mask", "triple_weight", "negative_mask",
-    "heads_replaced", "hub",
-)  # fmt: skip
+#: What a program does with columns (M * S, ...).
+Run = Callable[[Dict[str, Tensor]], Dict[str, Tensor]]
 
 
 class IPURuntime(Runtime):
@@ -56,10 +53,14 @@ class IPURuntime(Runtime):
         self.settings = settings or IPUSettings()
         n_shard = model.score_fn.sharding.n_shard
         check_model(model, n_shard)
-        super().__init__(model, PopTorchExchange(n_shard, self.settings.library), "cpu", n_worker)
+        super().__init__(model, self._exchange_of(n_shard), "cpu", n_worker)
         self._options: Dict[Tuple[bool, int], Any] = {}
         self._executors: Dict[bool, Any] = {}
-        self._shapes: Dict[bool, int] = {}
+        self._shapes: Dict[bool, Dict[str, Tuple[int, ...]]] = {}
+
+    def _exchange_of(self, n_shard: int) -> Exchange:
+        library = self.settings.library
+        return PopTorchExchange(n_shard, None if library is None else NativeLibrary(library))
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -94,18 +95,11 @@ class IPURuntime(Runtime):
         if self.model.score_fn.entity_embedding.requires_grad is False:
             raise ConfigError("a frozen entity table: train with another runtime, or unfreeze it")
         check_optimizer(optimizer, self.model)
-        if True in self._executors:
-            raise ConfigError("this runtime trains already; close it, and make the step anew")
-        before: List[List[Dict[str, Any]]] = []
+        run = self._training_program(optimizer)
 
         def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
             self.model.train()
-            groups = hyper_parameters(optimizer)
-            executor, columns = self._ready(True, batch, optimizer)
-            if before and before[0] != groups:
-                executor.setOptimizer(optimizer)
-            before[:] = [groups]
-            out = self._outputs(executor(**columns), self._shapes[True])
+            out = run(self._checked(True, batch))
             if not bool(out["loss"].isfinite().all()):
                 raise NonFiniteLossError(
                     f"the loss is {out['loss'].tolist()}, and has been applied; start again from the"
@@ -124,10 +118,11 @@ class IPURuntime(Runtime):
             ShapeError: a batch of other shapes than the first.
         """
 
+        run = self._inference_program()
+
         def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
             self.model.eval()
-            executor, columns = self._ready(False, batch)
-            return self._outputs(executor(**columns), self._shapes[False])
+            return run(self._checked(False, batch))
 
         return step
 
@@ -148,7 +143,7 @@ class IPURuntime(Runtime):
         ahead = dict(early_preload=True, buffer_size=BUFFER_SIZE)
         loader = poptorch.DataLoader(
             options=self._options_of(True, sampler.batches_per_step),
-            dataset=_DeviceBatches(sampler, self._columns_taken),
+            dataset=DeviceBatches(sampler, self._columns_taken),
             batch_size=None,
             sampler=draws,
             drop_last=False,
@@ -193,30 +188,58 @@ class IPURuntime(Runtime):
     def _columns_taken(self) -> Tuple[str, ...]:
         return tuple(x for x in COLUMNS if x in self.model.inputs)
 
-    def _ready(
-        self,
-        training: bool,
-        batch: Mapping[str, Tensor] | List[Planned],
-        optimizer: Optional[torch.optim.Optimizer] = None,
-    ) -> Tuple[Any, Dict[str, Tensor]]:
-        """The program, with the IPUs to itself, and the columns (M * S, ...) that it takes."""
+    def _checked(
+        self, training: bool, batch: Mapping[str, Tensor] | List[Planned]
+    ) -> Dict[str, Tensor]:
+        """The columns (M * S, ...) that a program takes, of the shapes that it was made for."""
         if isinstance(batch, list):
             raise ConfigError("batches of another runtime's dataloader; use that of IPURuntime")
-        columns, n_micro = _flattened(batch, self._columns_taken, self.n_shard, self.model.paired)
-        if self._shapes.setdefault(training, n_micro) != n_micro:
+        columns = flattened(batch, self._columns_taken, self.n_shard, self.model.paired)
+        shapes = {name: tuple(x.shape) for name, x in columns.items()}
+        if self._shapes.setdefault(training, shapes) != shapes:
             raise ShapeError(
-                f"a batch of {n_micro} micro-batches, but the program was compiled for"
-                f" {self._shapes[training]}; every batch must have the same shapes"
+                f"a batch of shapes {shapes}, but the program was compiled for"
+                f" {self._shapes[training]}; every batch must have the same"
             )
+        return columns
+
+    def _n_micro(self, training: bool) -> int:
+        return self._shapes[training]["relation"][0] // self.n_shard
+
+    def _training_program(self, optimizer: torch.optim.Optimizer) -> Run:
+        """Takes columns, updates the weights of the device, and gives outputs (M, ...)."""
+        if True in self._executors:
+            raise ConfigError("this runtime trains already; close it, and make the step anew")
+        before: List[List[Dict[str, Any]]] = []
+
+        def run(columns: Dict[str, Tensor]) -> Dict[str, Tensor]:
+            groups = hyper_parameters(optimizer)
+            executor = self._ready(True, optimizer)
+            if before and before[0] != groups:
+                executor.setOptimizer(optimizer)
+            before[:] = [groups]
+            return self._outputs(executor(**columns), self._n_micro(True))
+
+        return run
+
+    def _inference_program(self) -> Run:
+        def run(columns: Dict[str, Tensor]) -> Dict[str, Tensor]:
+            return self._outputs(self._ready(False)(**columns), self._n_micro(False))
+
+        return run
+
+    def _ready(self, training: bool, optimizer: Optional[torch.optim.Optimizer] = None) -> Any:
+        """PopTorch's program, with the IPUs to itself."""
         other = self._executors.get(not training)
         if other is not None and other.isAttachedToDevice():
             other.detachFromDevice()  # which brings its weights to the host
         executor = self._executors.get(training)
         if executor is None:
-            executor = self._executors[training] = self._wrap(training, n_micro, optimizer)
+            executor = self._wrap(training, self._n_micro(training), optimizer)
+            self._executors[training] = executor
         elif executor.isCompiled() and not executor.isAttachedToDevice():
             executor.attachToDevice()
-        return executor, columns
+        return executor
 
     def _wrap(
         self, training: bool, n_micro: int, optimizer: Optional[torch.optim.Optimizer]
@@ -289,44 +312,9 @@ class _Step(nn.Module):
             heads_replaced, hub,
         )  # fmt: skip
         columns = {name: x for name, x in zip(COLUMNS, given) if x is not None}
-        with tracing():
+        assert isinstance(self.model.exchange, PopTorchExchange)
+        with tracing(self.model.exchange.library):
             out: Dict[str, Tensor] = self.model(**columns)
             if self._has_loss:
                 out["loss"] = poptorch.identity_loss(out["loss"], "none")
         return out
-
-
-class _DeviceBatches(Dataset[Dict[str, Tensor]]):
-    """A sampler's batches, as a device takes them."""
-
-    def __init__(self, sampler: ShardedBatchSampler, columns: Sequence[str]) -> None:
-        self.sampler, self.columns = sampler, columns
-
-    def __len__(self) -> int:
-        return self.sampler.n_step
-
-    def __getitem__(self, draw: Draw) -> Dict[str, Tensor]:
-        n_shard, paired = self.sampler.n_shard, self.sampler.paired
-        return _flattened(self.sampler[draw], self.columns, n_shard, paired)[0]
-
-
-def _flattened(
-    batch: Mapping[str, Tensor], names: Sequence[str], n_shard: int, paired: bool
-) -> Tuple[Dict[str, Tensor], int]:
-    """Columns (M, S, ...) or (M * S, ...) -> (M * S, ...), and M; of dtypes that a device has.
-
-    Raises:
-        ShapeError: the axes are not those.
-    """
-    columns = {name: batch[name] for name in names if name in batch}
-    relation = columns["relation"]
-    if relation.dim() == (4 if paired else 3):  # (M, S, [S,] P)
-        columns = {name: x.flatten(end_dim=1) for name, x in columns.items()}
-    n_row = columns["relation"].shape[0]
-    if n_row % n_shard:
-        raise ShapeError(
-            f"relation has shape {tuple(relation.shape)}, expected (M * S, ...) with S={n_shard}"
-        )
-    narrow = {torch.int64: torch.int32, torch.float64: torch.float32}
-    columns = {k: x.to(narrow.get(x.dtype, x.dtype)).contiguous() for k, x in columns.items()}
-    return columns, n_row // n_shard

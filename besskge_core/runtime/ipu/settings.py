@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,31 @@ from besskge_core.errors import ConfigError
 
 #: Says where the program runs, unless the settings do.
 TARGET = "BESSKGE_IPU"
-TARGETS = ("hardware", "model")
+TARGETS = ("hardware", "model", "emulate")
+
+
+def chosen_target(target: Optional[str] = None) -> str:
+    """Where programs run: "hardware", "model" or "emulate".
+
+    Args:
+        target: one of them; None: what the environment variable BESSKGE_IPU says, or else the best
+            that is there.
+
+    Raises:
+        ConfigError: it is none of them.
+    """
+    chosen = target or os.environ.get(TARGET)
+    if chosen is None:
+        if importlib.util.find_spec("poptorch") is None:
+            return "emulate"
+        import poptorch
+
+        return "hardware" if poptorch.ipuHardwareIsAvailable() else "model"
+    if chosen not in TARGETS:
+        raise ConfigError(
+            f"the target is {chosen!r}, expected one of {TARGETS}, from the settings or from {TARGET}"
+        )
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -28,8 +53,9 @@ class IPUSettings:
         available_memory: share of an IPU's memory that products and gathers may take for a while,
             in (0, 1]; None: PopTorch's, which is 0.6.
         executable_cache: a folder for compiled programs, for hardware; it grows without bound.
-        target: "hardware", or "model", the SDK's model of an IPU in software; None: what the
-            environment variable BESSKGE_IPU says, or hardware.
+        target: "hardware"; "model", the SDK's model of an IPU in software; or "emulate", this CPU
+            under an IPU's rules, without SDK. None: what the environment variable BESSKGE_IPU says,
+            or the best that is there.
         seed: of the device's random numbers.
         library: of native operations for PopART; None: those of poptorch_experimental_addons.
         patterns: names of compiler patterns to switch on besides the default ones in training, such
@@ -56,16 +82,13 @@ class IPUSettings:
             )
         if self.available_memory is not None and not 0.0 < self.available_memory <= 1.0:
             raise ConfigError(f"available_memory must be in (0, 1], got {self.available_memory}")
-        if self.where not in TARGETS:
-            raise ConfigError(
-                f"the target is {self.where!r}, expected one of {TARGETS}, from the settings or from"
-                f" {TARGET}"
-            )
+        if self.target is not None or TARGET in os.environ:
+            chosen_target(self.target)
 
     @property
     def where(self) -> str:
         """The target that is chosen."""
-        return self.target or os.environ.get(TARGET, "hardware")
+        return chosen_target(self.target)
 
 
 def make_options(settings: IPUSettings, n_shard: int, n_micro: int, training: bool) -> Any:
