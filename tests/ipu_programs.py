@@ -161,6 +161,7 @@ CASES: Dict[str, Dict[str, Case]] = {
 
 def stepped(case: Case, target: Optional[str]) -> Tuple[Any, Dict[str, torch.Tensor]]:
     """The runtime and the outputs of a case, after a step of it has run."""
+    torch.manual_seed(0)
     model, sampler = case()
     runtime = make_ipu_runtime(model, IPUSettings(target=target), n_worker=0)
     if getattr(model, "loss_fn", None) is None:
