@@ -421,10 +421,10 @@ def of_published() -> List[str]:
     """A published step on IPUs that no figure was fitted to."""
     flags = dict(
         score_function="transe", dim=256, batch_size=16 * 512, n_negative=1536, n_shard=16,
-        optimizer="adam", inverse_relations=False, scheme="embedding",
+        optimizer="adam", inverse_relations=False, scheme="embedding", table_dtype="float16",
     )  # fmt: skip
     config = read_config(None, flags)
-    found = plan(config, 91_230_610, 1_387, 601_062_811, HARDWARE["ipu-pod16"], 16, "float16")
+    found = plan(config, 91_230_610, 1_387, 601_062_811, HARDWARE["ipu-pod16"], 16)
     return [
         "## A published step",
         "",

@@ -442,7 +442,8 @@ def _option(leaf: Leaf) -> Callable[[Command], Command]:
     }  # fmt: skip
     names = leaf.field.metadata.get("registry") or leaf.field.metadata.get("choices")
     if names is not None:
-        arguments["type"] = click.Choice(list(names), case_sensitive=False)
+        names = [*names, *leaf.field.metadata.get("also", ())]
+        arguments["type"] = click.Choice(names, case_sensitive=False)
     elif _origin(hint) is dict:
         arguments.update(
             multiple=True, type=_Pair(), metavar="KEY=VALUE", callback=_pairs_to_mapping

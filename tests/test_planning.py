@@ -284,8 +284,10 @@ def test_what_fits_on_ipus_is_what_was_published(published):
 
 
 def test_a_whole_step_on_an_ipu_holds_no_more_than_its_tables_alone():
-    work = workload(config_of(n_shard=4, score_function="distmult", optimizer="adam"), *GRAPH, 4,
-                    "float16")  # fmt: skip
+    config = config_of(
+        n_shard=4, score_function="distmult", optimizer="adam", table_dtype="float16"
+    )
+    work = workload(config, *GRAPH, 4)
     ipu = HARDWARE["ipu-pod4"]
     alone = sram_capacity(4, 128, state=8, accumulator=0)
     assert 0.8 * alone < most_entities(work, ipu) < alone
@@ -484,4 +486,4 @@ def test_unknown_schemes_and_sizes_are_refused():
     with pytest.raises(ConfigError, match="n_worker must be at least 1, got 0"):
         bytes_sent("all", 0, 64, 64, 8)
     with pytest.raises(ConfigError, match="table_dtype is 'int8', expected one of"):
-        workload(config_of(), *GRAPH, table_dtype="int8")
+        config_of(table_dtype="int8")

@@ -14,7 +14,6 @@ from besskge_core.catalogue import benchmarks
 from besskge_core.errors import ConfigError
 from besskge_core.planning.hardware import HARDWARE, Hardware, find_hardware
 from besskge_core.planning.plan import Plan, gigabytes, plan, split_over
-from besskge_core.planning.workload import ITEMSIZES
 from besskge_core.report import Row, echo_json, echo_tsv, make_console
 from besskge_core.training.config import TrainingConfig, read_config
 
@@ -65,8 +64,6 @@ class _Count(click.ParamType):  # type: ignore[type-arg]
               help="one of these figures, such as memory_gb=80")  # fmt: skip
 @click.option("--workers", "n_worker", type=click.IntRange(min=1),
               help="processes, devices or chips; several have a shard each  [default: the hardware's]")  # fmt: skip
-@click.option("--table-dtype", type=click.Choice(list(ITEMSIZES)), default="float32",
-              show_default=True, help="type of the tables' numbers")  # fmt: skip
 @click.option("--imbalance", type=float,
               help="largest shard pair over the mean  [default: that of random triples]")  # fmt: skip
 @click.option("--compare", is_flag=True, help="a row for each known hardware")
@@ -74,18 +71,17 @@ class _Count(click.ParamType):  # type: ignore[type-arg]
 def plan_command(
     file: Optional[Path], entities: Optional[int], relations: Optional[int], triples: Optional[int],
     hardware: str, hardware_file: Optional[Path], figures: Sequence[str], n_worker: Optional[int],
-    table_dtype: str, imbalance: Optional[float], compare: bool, form: str, **flags: Any,
+    imbalance: Optional[float], compare: bool, form: str, **flags: Any,
 ) -> None:  # fmt: skip
     """Predict memory, bytes sent, and time of a training, without any of it."""
     config = read_config(file, flags)
     graph = _graph(config, entities, relations, triples)
     own = find_hardware(hardware, hardware_file, _figures(figures))
-    fixed = table_dtype, imbalance
     keeps_shards = flags.get("n_shard") is not None
     plans, refused = [], {}
     for x in (own, *(x for x in HARDWARE.values() if x.name != own.name)) if compare else (own,):
         try:
-            plans.append(_plan(config, graph, x, n_worker, keeps_shards, *fixed))
+            plans.append(_plan(config, graph, x, n_worker, keeps_shards, imbalance))
         except ConfigError as error:  # such as too small a batch for so many shards
             refused[x.name] = error
     if not plans:
@@ -106,13 +102,13 @@ def plan_command(
 
 def _plan(
     config: TrainingConfig, graph: Graph, hardware: Hardware, n_worker: Optional[int],
-    keeps_shards: bool, table_dtype: str, imbalance: Optional[float],
+    keeps_shards: bool, imbalance: Optional[float],
 ) -> Plan:  # fmt: skip
     """With a shard for each worker, unless their number was given."""
     n_worker = hardware.n_worker if n_worker is None else n_worker
     if not keeps_shards:
         config = split_over(config, n_worker)
-    return plan(config, *graph, hardware, n_worker, table_dtype, imbalance)
+    return plan(config, *graph, hardware, n_worker, imbalance)
 
 
 def _graph(

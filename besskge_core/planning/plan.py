@@ -12,13 +12,11 @@ from besskge_core.planning.cost import operations, step_seconds
 from besskge_core.planning.hardware import Hardware
 from besskge_core.planning.memory import host_needed, memory_needed, most_entities
 from besskge_core.planning.workload import Workload, workload
+from besskge_core.runtime.ipu.optimizers import OPTIMIZERS as ON_IPUS
 from besskge_core.training.config import TrainingConfig
 
 #: Workers beyond which no more are tried to make a table fit.
 MOST_WORKERS = 2**20
-
-#: Optimisers that PopTorch has.
-ON_IPU = ("sgd", "adam")
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,6 @@ def plan(
     n_triple: int,
     hardware: Hardware,
     n_worker: int = 1,
-    table_dtype: str = "float32",
     imbalance: Optional[float] = None,
 ) -> Plan:
     """Predict a training run. Nothing of the graph's size is made.
@@ -114,21 +111,20 @@ def plan(
         n_triple: to train on, without inverse ones.
         hardware: what a worker is.
         n_worker: workers; 1 or `config.batch.n_shard`.
-        table_dtype: "float32", "bfloat16" or "float16".
         imbalance: largest shard pair over the mean; None: that of triples spread at random.
 
     Raises:
         ConfigError: sizes that cannot be, or a configuration that cannot be split so.
     """
     sizes = n_entity, n_relation, n_triple
-    work = workload(config, *sizes, n_worker, table_dtype, imbalance)
+    work = workload(config, *sizes, n_worker, imbalance)
     problems = list(_problems(config, work, hardware))
     remedies: List[str] = []
     memory = memory_needed(work, hardware)
     if sum(memory.values()) > hardware.memory:
 
         def tried(**changes: Any) -> Optional[float]:
-            return _need(config, sizes, hardware, n_worker, table_dtype, changes)
+            return _need(config, sizes, hardware, n_worker, changes)
 
         remedies = list(_remedies(config, work, hardware, tried))
     return Plan(
@@ -158,8 +154,8 @@ def _problems(config: TrainingConfig, work: Workload, hardware: Hardware) -> Ite
             f" {gigabytes(hardware.memory)}"
         )
     name = config.optimizer.optimizer
-    if hardware.dense_updates and name not in ON_IPU:
-        yield f"PopTorch has no {name}: give one of {list(ON_IPU)}"
+    if hardware.dense_updates and name not in ON_IPUS:
+        yield f"PopTorch has no {name}: give one of {sorted(ON_IPUS)}"
 
 
 def _notes(config: TrainingConfig, work: Workload, hardware: Hardware) -> Iterator[str]:
@@ -184,16 +180,16 @@ def _notes(config: TrainingConfig, work: Workload, hardware: Hardware) -> Iterat
 
 def _need(
     config: TrainingConfig, sizes: Tuple[int, int, int], hardware: Hardware, n_worker: int,
-    table_dtype: str, changes: Dict[str, Any],
+    changes: Dict[str, Any],
 ) -> Optional[float]:  # fmt: skip
     """Bytes of a worker with other workers, table_dtype, optimizer or dim; None: cannot be."""
     n_worker = changes.get("n_worker", n_worker)
-    model = replace(config.model, dim=changes.get("dim", config.model.dim))
+    of_model = {key: changes[key] for key in ("dim", "table_dtype") if key in changes}
+    model = replace(config.model, **of_model)
     name = changes.get("optimizer", config.optimizer.optimizer)
     config = replace(config, model=model, optimizer=replace(config.optimizer, optimizer=name))
-    dtype = changes.get("table_dtype", table_dtype)
     try:
-        work = workload(split_over(config, n_worker), *sizes, n_worker, dtype)
+        work = workload(split_over(config, n_worker), *sizes, n_worker)
     except ConfigError:
         return None
     return sum(memory_needed(work, hardware).values())

@@ -8,7 +8,7 @@ Letters, of one shard:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Optional
 
 import torch
@@ -22,7 +22,7 @@ from besskge_core.planning.traffic import Traffic, all_reduce_bytes, traffic
 from besskge_core.scoring.native_form import native_form
 from besskge_core.sharding import Sharding
 from besskge_core.training.build import build_loss, make_score_function, negatives_per_pair
-from besskge_core.training.config import TrainingConfig
+from besskge_core.training.config import ONLY_ON_IPUS, TrainingConfig
 
 #: Bytes of a number of the tables.
 ITEMSIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -189,6 +189,8 @@ class Workload:
 
 def state_of(optimizer: str) -> State:
     """Of an optimiser by its name; SGD here has no momentum."""
+    if optimizer in ONLY_ON_IPUS:  # of RMSprop without momentum
+        return State(1 if optimizer == "rmsprop" else 2, 0)
     parts = len(STATES[optimizer])
     return State(parts - 1, 1) if optimizer in PER_ROW else State(parts, 0)
 
@@ -199,7 +201,6 @@ def workload(
     n_relation: int,
     n_triple: int,
     n_worker: int = 1,
-    table_dtype: str = "float32",
     imbalance: Optional[float] = None,
 ) -> Workload:
     """What a step of a configuration is.
@@ -208,7 +209,6 @@ def workload(
         config: of the run; one worker hosts all its shards, several have one each.
         n_entity, n_relation, n_triple: of the graph.
         n_worker: workers.
-        table_dtype: a key of :data:`ITEMSIZES`.
         imbalance: largest shard pair over the mean; None: that of triples spread evenly at random,
             which hubs make worse.
 
@@ -216,7 +216,7 @@ def workload(
         ConfigError: sizes that cannot be, or that cannot be split so.
     """
     batch, n = config.batch, config.batch.n_shard
-    _check(config, n_entity, n_relation, n_triple, n_worker, table_dtype, imbalance)
+    _check(config, n_entity, n_relation, n_triple, n_worker, imbalance)
     model = model_of(config)
     n_positive = _positives(config)
     shared = batch.shared_negatives or batch.scheme == "all"
@@ -241,10 +241,10 @@ def workload(
         and _may_be_fused(config)
         and rule_of(build_loss(config, max(n_entity, 2), n_positive), 1) is not None,
         state=state_of(config.optimizer.optimizer),
-        itemsize=ITEMSIZES[table_dtype],
+        itemsize=ITEMSIZES[config.model.table_dtype],
         is_softmax=batch.scheme == "all" and model.comparison == "dot" and _is_softmax(config),
         is_regularized=config.loss.regularization > 0.0,
-        half_scores=config.run.score_dtype != "float32" or table_dtype != "float32",
+        half_scores=config.run.score_dtype != "float32" or config.model.table_dtype != "float32",
         max_scores=config.run.max_scores,
         rigid=batch.sampler == "rigid",
         imbalance=even_imbalance(n_triple, n) if imbalance is None else imbalance,
@@ -263,14 +263,12 @@ def even_imbalance(n_triple: int, n_shard: int) -> float:
 
 def _check(
     config: TrainingConfig, n_entity: int, n_relation: int, n_triple: int, n_worker: int,
-    table_dtype: str, imbalance: Optional[float],
+    imbalance: Optional[float],
 ) -> None:  # fmt: skip
     sizes = dict(entities=n_entity, relations=n_relation, triples=n_triple, workers=n_worker)
     for name, size in sizes.items():
         if size < 1:
             raise ConfigError(f"{name} must be at least 1, got {size}")
-    if table_dtype not in ITEMSIZES:
-        raise ConfigError(f"table_dtype is {table_dtype!r}, expected one of {list(ITEMSIZES)}")
     if imbalance is not None and not imbalance >= 1.0:
         raise ConfigError(f"imbalance must be at least 1, got {imbalance}")
     n = config.batch.n_shard
@@ -321,8 +319,9 @@ def _is_softmax(config: TrainingConfig) -> bool:
 
 def model_of(config: TrainingConfig) -> Model:
     """Of a score function made for a graph of one entity; torch's generator is left as it is."""
+    model = replace(config.model, table_dtype="float32")  # which every torch computes with
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        score_fn = make_score_function(config.model, Sharding.create(1, 1, 0), 1).eval()
+        score_fn = make_score_function(model, Sharding.create(1, 1, 0), 1).eval()
         entity, relation = score_fn.entity_embedding, score_fn.relation_embedding
         query = score_fn.query(entity[0], torch.zeros(1, dtype=torch.long), False)
     form = native_form(score_fn)

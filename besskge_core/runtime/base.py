@@ -134,6 +134,11 @@ class Runtime:
         with ThreadPoolExecutor(self.n_worker) as pool:
             yield from in_order(pool, make, steps, 2 * self.n_worker, cancel=alone)
 
+    @property
+    def host_exchange(self) -> Exchange:
+        """The collectives of those who have the rows on the host, outside of steps."""
+        return self.exchange
+
     # -- weights -----------------------------------------------------------------------------------
 
     def to_host(self) -> None:
@@ -141,6 +146,13 @@ class Runtime:
 
     def to_device(self) -> None:
         """Have steps use what the model's parameters hold; here they do."""
+
+    def description(self) -> str:
+        """What is known of the programs that steps are, for people; here nothing."""
+        return ""
+
+    def close(self) -> None:
+        """Give back what is held besides the model; here nothing."""
 
     # -- what depends on who else takes part -------------------------------------------------------
 

@@ -19,12 +19,32 @@ from besskge_core.embedding import EmbeddingRegularizer, FunctionRegularizer
 from besskge_core.errors import ConfigError
 from besskge_core.philox import Position
 from besskge_core.runtime.base import Model, Runtime
+from besskge_core.runtime.ipu import IPUSettings, make_ipu_runtime
 from besskge_core.runtime.local import LocalRuntime
 from besskge_core.runtime.ranks import Ranks, join
 
 
-def make_runtime(model: Model, ranks: Ranks, n_worker: int = 1) -> Runtime:
-    """The runtime of this process, alone or among others."""
+def make_runtime(
+    model: Model, ranks: Ranks, n_worker: int = 1, ipu: Optional[IPUSettings] = None
+) -> Runtime:
+    """The runtime of this process, alone or among others, on the device that it has joined with.
+
+    Args:
+        model: the module of `besskge_core.bess`.
+        ranks: see :func:`join`.
+        n_worker: threads, or on IPUs processes, that make batches ahead.
+        ipu: how a program for IPUs is compiled.
+
+    Raises:
+        ConfigError: several processes with IPUs.
+    """
+    if ranks.device.type == "ipu":
+        if ranks.n_rank > 1:
+            raise ConfigError(
+                f"{ranks.n_rank} processes with device 'ipu', but the replicas of a program are"
+                " those of one process; start it without torchrun"
+            )
+        return make_ipu_runtime(model, ipu, n_worker)
     if ranks.n_rank == 1:
         return LocalRuntime(model, str(ranks.device), n_worker)
     return DistributedRuntime(model, ranks, n_worker)

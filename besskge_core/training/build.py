@@ -40,6 +40,7 @@ from besskge_core.optim import OPTIMIZERS
 from besskge_core.preparation import prepared_triple_set
 from besskge_core.prepared import is_prepared
 from besskge_core.regularizer import REGULARIZERS, Regularizer
+from besskge_core.runtime.ipu import make_optimizer as make_ipu_optimizer
 from besskge_core.scoring import SCORE_FUNCTIONS, BaseScoreFunction
 from besskge_core.scoring.representations import Table
 from besskge_core.sharding import (
@@ -48,7 +49,7 @@ from besskge_core.sharding import (
     entity_degree,
     most_frequent_entities,
 )
-from besskge_core.training.config import ModelConfig, TrainingConfig
+from besskge_core.training.config import ONLY_ON_IPUS, ModelConfig, TrainingConfig
 
 
 class Parts(NamedTuple):
@@ -69,15 +70,31 @@ def build(config: TrainingConfig, dataset: KGDataset) -> Parts:
         RigidShardedBatchSampler if batch.sampler == "rigid" else RandomShardedBatchSampler
     )
     shard_bs = -(-batch.batch_size // batch.n_shard)
-    sampler = make_sampler(triples, negatives, shard_bs, 1, seed)
+    n_micro = config.ipu.device_iterations * config.ipu.gradient_accumulation
+    sampler = make_sampler(triples, negatives, shard_bs, n_micro, seed)
     model = _build_model(config, dataset, score_fn, negatives, sampler.shard_bs)
-    optimizer = OPTIMIZERS[config.optimizer.optimizer](
-        model.parameters(),
-        lr=config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
-        seed=seed,
+    return Parts(sampler, model, _build_optimizer(config, model))
+
+
+def _build_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Optimizer:
+    settings, parameters = config.optimizer, list(model.parameters())
+    if config.on_ipus:
+        return make_ipu_optimizer(
+            settings.optimizer,
+            parameters,
+            settings.lr,
+            settings.weight_decay,
+            state_dtypes=[getattr(torch, config.ipu.state_dtype)],
+            target=config.ipu.settings(config.run.seed).target,
+        )
+    if settings.optimizer in ONLY_ON_IPUS:
+        raise ConfigError(
+            f"optimizer {settings.optimizer!r} is for device 'ipu', got {config.run.device!r}"
+        )
+    optimizer: torch.optim.Optimizer = OPTIMIZERS[settings.optimizer](
+        parameters, lr=settings.lr, weight_decay=settings.weight_decay, seed=config.run.seed
     )
-    return Parts(sampler, model, optimizer)
+    return optimizer
 
 
 def _partitioned(
@@ -142,7 +159,7 @@ def make_score_function(
         **{**tables, **initializers},
         **model.score_options,
     )
-    return score_fn
+    return score_fn.to(getattr(torch, model.table_dtype))
 
 
 def build_loss(config: TrainingConfig, n_entity: int, n_positive: int) -> Loss:

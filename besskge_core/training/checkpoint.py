@@ -6,6 +6,7 @@
         shard-00000.safetensors     rows of the entities of shard 0: IDs, weights, optimiser state
         ...
         replicated.safetensors      relations and whatever else every shard holds
+        ipu-optimizer.safetensors   the optimiser state of IPUs, where the run is on them
         manifest.json               format, position, state of the run, sha256 of each file
 
 Of several ranks each writes the files of its shards, and reads the rows that it will host. A
@@ -36,6 +37,7 @@ from besskge_core.philox import Position
 from besskge_core.runtime import Ranks
 from besskge_core.scoring import BaseScoreFunction
 from besskge_core.sharding import Sharding
+from besskge_core.training import device_state
 from besskge_core.whole_files import sha256_of
 
 #: Written, and read; 1 has no sha256 of its manifest.
@@ -138,6 +140,8 @@ def _write(
     files: Dict[str, Dict[str, Tensor]] = {}
     if is_first:  # copies, for a module that two others share has two names: safetensors refuses it
         files[REPLICATED] = {name: x.clone() for name, x in tensors.items() if name not in sharded}
+    if is_first and optimizer is not None and device_state.is_on_device(optimizer):
+        files[device_state.FILE] = device_state.device_state(optimizer)
     sharding = score_fn.sharding
     for i, shard in enumerate(score_fn.hosted):
         count = int(sharding.shard_counts[shard])
@@ -203,14 +207,22 @@ def load_checkpoint(
     """
     staged: Dict[str, Tensor] = {}
     manifest: Dict[str, Any] = {}
+    of_device: Dict[str, Tensor] = {}
 
     def stage() -> None:
         manifest.update(read_manifest(path))
+        stored = manifest["files"].get(device_state.FILE)
+        same = manifest.get("sharding") == _digest_of(score_fn.sharding)
+        device_state.check_device_state(path, optimizer, stored is not None, same)
         staged.update(_stage(path, manifest, score_fn, optimizer is not None))
+        if stored is not None and optimizer is not None:
+            of_device.update(read_tensors(path / device_state.FILE, stored))
 
     (Ranks() if ranks is None else ranks).each(stage)
     stored_state = {k: staged.pop(k) for k in list(staged) if k.startswith(f"{STATE}/")}
-    if optimizer is not None:
+    if optimizer is not None and device_state.is_on_device(optimizer):
+        device_state.load_device_state(optimizer, of_device)
+    elif optimizer is not None:
         _load_optimizer(score_fn, optimizer, stored_state, manifest["optimizer_steps"])
     with torch.no_grad():
         for name, own in score_fn.state_dict(keep_vars=True).items():
@@ -282,7 +294,7 @@ def _hosted_rows(
 ) -> Dict[str, Tensor]:
     """Rows (L, M, ...) of the hosted shards; one file is held at a time."""
     sharding, hosted = score_fn.sharding, list(score_fn.hosted)
-    digests = {k: x for k, x in manifest["files"].items() if k != REPLICATED}
+    digests = {k: x for k, x in manifest["files"].items() if k.startswith("shard-")}
     if manifest.get("sharding") == _digest_of(sharding):  # the same rows in the same files
         own = [f"shard-{shard:05d}.safetensors" for shard in hosted]
         digests = {k: x for k, x in digests.items() if k in own}

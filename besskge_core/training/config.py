@@ -19,8 +19,12 @@ from besskge_core.loss import LOSSES, LabelledLoss, labelled_losses
 from besskge_core.optim import OPTIMIZERS
 from besskge_core.registry import Registry
 from besskge_core.regularizer import REGULARIZERS
+from besskge_core.runtime import IPUSettings
 from besskge_core.scoring import SCORE_FUNCTIONS
 from besskge_core.training.schedule import SCHEDULES
+
+#: Optimisers that IPUs have, and nothing else here.
+ONLY_ON_IPUS = ("adamw", "lamb", "rmsprop")
 
 #: Arguments of score functions and losses that other settings, or the graph, decide.
 GIVEN = {
@@ -62,6 +66,10 @@ class ModelConfig:
     init_scale: Optional[float] = option(
         None, "standard deviation of initial embeddings; default: the score function's own"
     )
+    table_dtype: str = option(
+        "float32", "type of the weights; sums, losses and optimiser state are float32",
+        choices=("float32", "bfloat16", "float16"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,10 @@ class LossConfig:
 class OptimizerConfig:
     """How weights change."""
 
-    optimizer: str = option("adagrad", "optimiser", registry=OPTIMIZERS)
+    optimizer: str = option(
+        "adagrad", f"optimiser; {', '.join(ONLY_ON_IPUS)}: for device ipu",
+        registry=OPTIMIZERS, also=ONLY_ON_IPUS,
+    )  # fmt: skip
     lr: float = option(0.1, "learning rate")
     weight_decay: float = option(0.0, "decoupled weight decay of the rows touched")
     schedule: str = option("constant", "course of the learning rate", registry=SCHEDULES)
@@ -149,7 +160,7 @@ class RunConfig:
 
     epochs: int = option(20, "passes over the triples")
     seed: int = option(0, "of sharding, initial embeddings and batches")
-    device: str = option("cpu", "cpu, cuda or cuda:0")
+    device: str = option("cpu", "cpu, cuda, cuda:0, or ipu: one IPU a shard")
     threads: int = option(0, "threads of torch; 0: torch decides")
     workers: int = option(1, "threads that make batches ahead")
     max_scores: int = option(2**25, "scores held at a time, for scheme all")
@@ -162,6 +173,45 @@ class RunConfig:
         300.0, "seconds that a process waits for the others, under torchrun, before it gives up"
     )
     trackers: str = option("jsonl,csv", "files to log to: jsonl, csv, tensorboard; comma-separated")
+
+
+@dataclass(frozen=True)
+class IPUConfig:
+    """How programs for device ipu are compiled."""
+
+    ipu_target: str = option(
+        "best", "hardware; model: the SDK's, in software; emulate: this CPU under an IPU's rules,"
+        " without SDK; best: the best that is there",
+        choices=("best", "hardware", "model", "emulate"),
+    )  # fmt: skip
+    device_iterations: int = option(1, "updates that the device makes for each call")
+    gradient_accumulation: int = option(1, "batches whose gradients make one update")
+    state_dtype: str = option(
+        "float32", "type of the first moment or the velocity", choices=("float32", "float16")
+    )
+    stochastic_rounding: bool = option(False, "round float16 weights up or down at random")
+    half_partials: bool = option(False, "sum products up in float16")
+    available_memory: Optional[float] = option(
+        None, "share of an IPU's memory that products and gathers may take for a while"
+    )
+    executable_cache: Optional[str] = option(None, "folder for compiled programs")
+    ipu_library: Optional[str] = option(
+        None, "library of native operations, as `make ipu-ops` builds it; default: those of"
+        " poptorch_experimental_addons",
+    )  # fmt: skip
+
+    def settings(self, seed: int) -> IPUSettings:
+        """The same for a runtime; `seed` is the device's."""
+        return IPUSettings(
+            gradient_accumulation=self.gradient_accumulation,
+            half_partials=self.half_partials,
+            stochastic_rounding=self.stochastic_rounding,
+            available_memory=self.available_memory,
+            executable_cache=self.executable_cache,
+            target=None if self.ipu_target == "best" else self.ipu_target,
+            seed=seed,
+            library=self.ipu_library,
+        )
 
 
 @dataclass(frozen=True)
@@ -179,6 +229,11 @@ class TrainingConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    ipu: IPUConfig = field(default_factory=IPUConfig)
+
+    @property
+    def on_ipus(self) -> bool:
+        return self.run.device == "ipu"
 
     def __post_init__(self) -> None:
         for section in (getattr(self, name) for name in self.__dataclass_fields__):
@@ -206,6 +261,21 @@ class TrainingConfig:
             "loss_options", self.loss.loss, LOSSES[self.loss.loss], self.loss.loss_options
         )
         self._check_negatives()
+        self._check_device()
+
+    def _check_device(self) -> None:
+        ipu, name = self.ipu, self.optimizer.optimizer
+        _at_least(
+            1,
+            device_iterations=ipu.device_iterations,
+            gradient_accumulation=ipu.gradient_accumulation,
+        )
+        if self.on_ipus:
+            ipu.settings(self.run.seed)  # which checks itself
+            if name == "adam" and self.optimizer.weight_decay:
+                raise ConfigError("adam on IPUs adds weight decay to gradients: give adamw")
+        elif (ipu.device_iterations, ipu.gradient_accumulation) != (1, 1):
+            raise ConfigError("device_iterations and gradient_accumulation are for device 'ipu'")
 
     def _check_all_entities(self) -> None:
         batch, loss = self.batch, self.loss.loss
@@ -282,7 +352,7 @@ def _check_options(option_name: str, name: str, make: type, options: Dict[str, A
 def _check_choices(section: Any) -> None:
     for name, spec in section.__dataclass_fields__.items():
         value, registry = getattr(section, name), spec.metadata.get("registry")
-        if isinstance(registry, Registry):
+        if isinstance(registry, Registry) and value not in spec.metadata.get("also", ()):
             registry[value]  # raises, and says which names there are
         choices = spec.metadata.get("choices")
         if choices is not None and value not in choices:

@@ -167,7 +167,8 @@ class Trainer:
         if not self.is_first:  # other dropout than the first rank
             torch.manual_seed(config.run.seed + 2**32 * self.ranks.rank)
         self.score_fn = self.parts.model.score_fn
-        self.runtime = make_runtime(self.parts.model, self.ranks, config.run.workers)
+        ipu = config.ipu.settings(config.run.seed)
+        self.runtime = make_runtime(self.parts.model, self.ranks, config.run.workers, ipu)
         ranked = [dataset.triples[part] for part in RANKED if part in dataset.triples]
         self.known = KnownTriples.answering(dataset, ranked)
         self.state = RunState(epochs=config.run.epochs)
@@ -197,6 +198,8 @@ class Trainer:
             for tracker in trackers:
                 tracker.close()
         self._save()
+        self.console.print(self.runtime.description(), end="", markup=False, highlight=False)
+        self.runtime.close()
         return self._conclude()
 
     # -- one epoch ---------------------------------------------------------------------------------
@@ -285,6 +288,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = self.state
+        self.runtime.to_host()
         rng = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
         state.torch_rng = self.ranks.gather(rng)
         folder = self.folder / "checkpoints"
@@ -305,6 +309,7 @@ class Trainer:
             if len(stored) == 1:
                 raise
             raise CheckpointError(f"{error}; remove {last} to go on from {stored[-2]}") from error
+        self.runtime.to_device()
         self.state, epochs = RunState(**kept), self.config.run.epochs
         if self.state.epochs < epochs:
             self.state.stopped_because = ""  # more epochs are asked for than before
@@ -318,10 +323,11 @@ class Trainer:
 
     def rank(self, part: str, at_most: int = 0) -> Ranking:
         """Rank the triples of a part, filtered; `at_most` of them, evenly spaced, unless 0."""
+        self.runtime.to_host()
         triples = self.dataset.triples[part]
         if 0 < at_most < len(triples):
             triples = triples[np.linspace(0, len(triples) - 1, at_most).astype(np.int64)]
-        return rank_triples(self.score_fn, triples, self.known, exchange=self.runtime.exchange)
+        return rank_triples(self.score_fn, triples, self.known, exchange=self.runtime.host_exchange)
 
     def _conclude(self) -> TrainingResult:
         best = find_checkpoints(self.folder / "best")

@@ -209,6 +209,30 @@ class Executor:
             groups.append({"params": leaves})
         self._twin = optim.twin(self._optimizer, groups)
         self._adopt_values()
+        if isinstance(self._optimizer, optim.Optimizer):
+            self._optimizer.executor = self
+            if self._optimizer.given is not None:
+                self._take_state(self._optimizer.given["ipu_state"])
+
+    def optimizer_state(self) -> Dict[str, Any]:
+        """By kind and parameter, of a grouped one with an axis of replicas; and hyper-parameters."""
+        found: Dict[str, Any] = {}
+        for name, leaves in self._leaves.items():
+            for kind, x in sorted(self._twin.state.get(leaves[0], {}).items()):
+                of_replicas = [torch.as_tensor(self._twin.state[leaf][kind]) for leaf in leaves]
+                grouped = name in self.per_replica_params
+                if x is not None:
+                    found[f"{kind}___{name}"] = (
+                        torch.stack(of_replicas) if grouped else of_replicas[0]
+                    )
+        return {"ipu_state": found, "ipu_param": {"lr": self._twin.param_groups[0]["lr"]}}
+
+    def _take_state(self, given: Dict[str, Any]) -> None:
+        for key, x in given.items():
+            kind, _, name = key.partition("___")
+            for rank, leaf in enumerate(self._leaves[name]):
+                own = x[rank] if name in self.per_replica_params else x
+                self._twin.state[leaf][kind] = own.clone()
 
     def _adopt_values(self) -> None:
         for own, group in zip(self._twin.param_groups, self._optimizer.param_groups):

@@ -19,6 +19,27 @@ class Optimizer:
     """What all of them keep besides torch's groups."""
 
     names: Dict[str, str] = MOMENTS
+    #: The program that trains with it, and the state that it is to begin with.
+    executor: Any = None
+    given: Any = None
+    ipu_state_is_dirty = False
+
+    def state_dict(self) -> Dict[str, Any]:
+        """With the state of the device, by names of its own."""
+        parts = {"ipu_state": None, "ipu_param": None}
+        if self.given is not None:
+            parts = {name: self.given[name] for name in parts}
+        if self.executor is not None and self.executor.isCompiled():
+            parts = self.executor.optimizer_state()
+        return {**parts, **torch.optim.Optimizer.state_dict(self)}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        if not ("ipu_state" in state and "ipu_param" in state):
+            raise RuntimeError("Only IPU optimizer states can be loaded onto the IPU.")
+        torch.optim.Optimizer.load_state_dict(
+            self, {k: x for k, x in state.items() if not k.startswith("ipu_")}
+        )
+        self.given = state
 
     def _keep(self, dtypes: Dict[str, Any]) -> None:
         unknown = set(dtypes) - {"accum_type", *self.names}
@@ -93,7 +114,7 @@ class LAMB(Optimizer, torch.optim.Optimizer):
                     state.update(
                         step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p)
                     )
-                state["step"] += 1
+                state["step"] = int(state["step"]) + 1
                 state["exp_avg"].lerp_(p.grad, 1 - beta1)
                 state["exp_avg_sq"].lerp_(p.grad.square(), 1 - beta2)
                 first = state["exp_avg"] / (1 - beta1 ** state["step"])

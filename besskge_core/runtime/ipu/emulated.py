@@ -64,6 +64,9 @@ class EmulatedIPURuntime(IPURuntime):
     def to_device(self) -> None:
         """Weights are here."""
 
+    def description(self) -> str:
+        return "\n".join(map(str, self.programs.values()))
+
     def close(self) -> None:
         """Forget the programs; there is no device to give back."""
         self.programs.clear()

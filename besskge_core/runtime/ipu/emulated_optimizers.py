@@ -70,7 +70,7 @@ class LAMB(torch.optim.Optimizer):
         state, (first, second) = self.state[x], group["betas"]
         if not state:
             state.update(step=0, exp_avg=torch.zeros_like(x), exp_avg_sq=torch.zeros_like(x))
-        state["step"] += 1
+        state["step"] = int(state["step"]) + 1  # of a checkpoint it is a tensor
         state["exp_avg"].mul_(first).add_(x.grad, alpha=1.0 - first)
         state["exp_avg_sq"].mul_(second).addcmul_(x.grad, x.grad, value=1.0 - second)
         short = [

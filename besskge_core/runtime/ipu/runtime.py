@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from besskge_core.batch_sampler import Draw, ShardedBatchSampler
 from besskge_core.errors import ConfigError, NonFiniteLossError, ShapeError
-from besskge_core.exchange import Exchange, PopTorchExchange
+from besskge_core.exchange import Exchange, LocalExchange, PopTorchExchange
 from besskge_core.exchange.poptorch import NativeLibrary
 from besskge_core.ops.tracing import tracing
 from besskge_core.runtime.base import Model, Planned, Runtime
@@ -54,6 +54,7 @@ class IPURuntime(Runtime):
         n_shard = model.score_fn.sharding.n_shard
         check_model(model, n_shard)
         super().__init__(model, self._exchange_of(n_shard), "cpu", n_worker)
+        self._optimizer: Optional[torch.optim.Optimizer] = None
         self._options: Dict[Tuple[bool, int], Any] = {}
         self._executors: Dict[bool, Any] = {}
         self._shapes: Dict[bool, Dict[str, Tuple[int, ...]]] = {}
@@ -161,6 +162,10 @@ class IPURuntime(Runtime):
             if self.n_worker:
                 loader.terminate()
 
+    @property
+    def host_exchange(self) -> Exchange:
+        return LocalExchange(self.n_shard)
+
     # -- weights -----------------------------------------------------------------------------------
 
     def to_host(self) -> None:
@@ -208,8 +213,11 @@ class IPURuntime(Runtime):
 
     def _training_program(self, optimizer: torch.optim.Optimizer) -> Run:
         """Takes columns, updates the weights of the device, and gives outputs (M, ...)."""
-        if True in self._executors:
-            raise ConfigError("this runtime trains already; close it, and make the step anew")
+        if True in self._executors and optimizer is not self._optimizer:
+            raise ConfigError(
+                "this runtime trains with another optimizer already; close it, and make the step anew"
+            )
+        self._optimizer = optimizer
         before: List[List[Dict[str, Any]]] = []
 
         def run(columns: Dict[str, Tensor]) -> Dict[str, Tensor]:
