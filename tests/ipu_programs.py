@@ -53,17 +53,17 @@ def trained(
     embedding: Optional[Dict[str, Any]] = None,
     hubs: bool = False,
     known: bool = False,
+    changes: Optional[Dict[str, Any]] = None,
     **options: Any,
 ) -> Tuple[Any, Any]:
-    if score == "conve":
-        negatives = "flat"
+    """A model that is trained, and its sampler; `changes` are of the score function."""
     sampler = sampler_of(N_SHARD, negatives, hubs=hubs)
     sharding, entities = sampler.triple_set.sharding, {}
     if embedding is not None:
         entities["entity_initializer"] = Embedding(shape=6, sharding=sharding, **embedding)
     if known:
         sampler.negative_sampler.known = KnownTriples.of(small_graph())
-    score_fn = make_score(score, sharding, 4, dtype=torch.float32, **entities)
+    score_fn = make_score(score, sharding, 4, dtype=torch.float32, **entities, **(changes or {}))
     loss = LogSigmoidLoss(1.0, True) if loss is None else loss
     return mover(sampler.negative_sampler, score_fn, loss, **options), sampler
 
@@ -121,6 +121,15 @@ CASES: Dict[str, Dict[str, Case]] = {
     "Score functions": {x: of(trained, score=x) for x in sorted(SCORE_FUNCTIONS)},
     "Score functions, scores moving": {
         x: of(trained, ScoreMovingBessKGE, x) for x in sorted(SCORE_FUNCTIONS)
+    },
+    "Options of score functions": {
+        "conve without batch normalization": of(
+            trained, score="conve", changes=dict(batch_normalization=False)
+        ),
+        **{
+            f"{x}, p = 2": of(trained, score=x, changes=dict(p=2))
+            for x in ("rotate", "toruse", "transe")
+        },
     },
     "Losses": {x: of(trained, loss=loss_of(x)) for x in sorted(LOSSES)},
     "Negative samplers": {

@@ -99,7 +99,8 @@ def test_every_part_can_be_compiled_or_is_listed(name):
 @pytest.mark.parametrize("kind", sorted(CASES))
 def test_every_part_runs_on_the_model_of_an_ipu(kind, monkeypatch):
     monkeypatch.setitem(os.environ, "BESSKGE_IPU", "model")
-    for name in sorted(set(CASES[kind]) - {"dropout"}):  # whose random numbers are the device's
+    dropping = {"dropout", "conve without batch normalization"}  # by the device's random numbers
+    for name in sorted(set(CASES[kind]) - dropping):
         if f"{kind}: {name}" not in REFUSED:
             assert ran(CASES[kind][name]) == pytest.approx(
                 ran(CASES[kind][name], "emulate"), rel=1e-3
