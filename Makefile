@@ -48,7 +48,7 @@ train: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
 
-# All tests, for next to nothing in the package is foreign to the path of the IPU.
+# All tests: the IPU's runtime imports two thirds of the package, and who uses it the rest beside it.
 test-ipu-env:
 	@"$(PYTHON38)" -c "$(IS_38)" 2> /dev/null || { \
 	  echo "PYTHON38='$(PYTHON38)' is no Python 3.8, which PopTorch needs. Install one, as with" \
