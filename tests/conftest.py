@@ -16,6 +16,7 @@ from support import random_triples
 
 from besskge_core.dataset import KGDataset
 from besskge_core.loss import LOSSES
+from besskge_core.ops.native import MISSING
 
 # The same examples in every run, and no time limit: a test states a claim, not a speed.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
@@ -24,6 +25,11 @@ settings.load_profile("repeatable")
 
 # The tensors are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    versions = f"torch {torch.__version__}, numpy {np.__version__}"
+    return f"{versions}, native operations: {MISSING or 'built'}"
 
 
 @pytest.fixture
