@@ -15,6 +15,7 @@ from triton_cases import CASES
 from triton_support import DEVICE
 
 from besskge_core.ops import gpu, native
+from besskge_core.ops.gpu import language
 
 HERE = Path(__file__).parent
 
@@ -77,8 +78,8 @@ def test_why_there_are_no_kernels_is_told(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert gpu.missing() == ""
     with monkeypatch.context() as without:
-        without.setattr(gpu.importlib.util, "find_spec", lambda name: None)
-        assert gpu.missing() == "Triton is not installed"
+        without.setattr(language, "HAS_TRITON", False)
+        assert gpu.missing() == "Triton 3.3 or newer is not installed"
     monkeypatch.delattr(torch.library, "infer_schema")
     assert gpu.missing() == f"torch {torch.__version__} is too old"
 

@@ -9,7 +9,6 @@ annotations.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any, Callable, Dict, FrozenSet, List
 
 import torch
@@ -46,10 +45,11 @@ def missing() -> str:
     """Why operations have no kernels for GPUs; empty if they have."""
     if torch.version.cuda is None:
         return "torch is built without CUDA"
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
     if not hasattr(torch.library, "infer_schema"):
         return f"torch {torch.__version__} is too old"
+    language = importlib.import_module(f"{__name__}.language")
+    if not language.HAS_TRITON:
+        return f"Triton {'.'.join(map(str, language.OLDEST))} or newer is not installed"
     return ""
 
 

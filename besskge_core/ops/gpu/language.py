@@ -8,24 +8,22 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+#: The oldest version of Triton that compiles the kernels.
+OLDEST = (3, 3)
+
 try:
     import triton
     import triton.language as tl
     from triton.language import constexpr
-
-    #: Whether kernels can run.
-    HAS_TRITON = True
 except ImportError:
-    triton = tl = None
-    HAS_TRITON = False
+    triton = tl = constexpr = None
 
-    def constexpr(value: Any) -> Any:
-        """The value itself."""
-        return value
-
+#: Whether kernels can run.
+HAS_TRITON = triton is not None and tuple(map(int, triton.__version__.split(".")[:2])) >= OLDEST
 
 __all__ = [
-    "HAS_TRITON", "constexpr", "jit", "jit_for_any", "n_warps", "power_of_two", "tl", "triton",
+    "HAS_TRITON", "OLDEST", "constexpr", "jit", "jit_for_any", "n_warps", "power_of_two", "tl",
+    "triton",
 ]  # fmt: skip
 
 
