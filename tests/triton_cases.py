@@ -7,8 +7,10 @@ import functools
 import torch
 
 from besskge_core.ops.gpu.gather import gather
+from besskge_core.ops.gpu.pairwise import pairwise, pairwise_backward
 from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update
 from besskge_core.ops.gpu.segments import sum_runs
+from besskge_core.ops.pairwise import COMPARISONS
 
 meta = functools.partial(torch.empty, device="meta")
 
@@ -28,6 +30,14 @@ def update(rule, dtype, width, n_row=2_500_604, n_value=50_000, n_unique=40_000)
     )  # fmt: skip
 
 
+def pairs(comparison, weighted=False, n_query=2048, n_candidate=640, width=100):
+    """Scores and gradients, as in a step of wikikg2."""
+    q, e = meta(n_query, width), meta(n_candidate, width)
+    weight, scores = meta(n_query, width) if weighted else None, meta(n_query, n_candidate)
+    pairwise(q, e, comparison, weight)
+    pairwise_backward(scores, scores, q, e, comparison, weight)
+
+
 CASES = {
     "gather float32": lambda: gather(meta(1, 2_500_604, 100), integers(1, 50_000)),
     "gather bfloat16": lambda: gather(
@@ -35,6 +45,10 @@ CASES = {
     ),
     "sum of runs": lambda: sum_runs(meta(50_000, 256), integers(1_000), integers(50_000)),
 }
+for _comparison in COMPARISONS[1:]:
+    CASES[f"pairs {_comparison}"] = functools.partial(pairs, _comparison)
+for _comparison in ("l1", "l2"):
+    CASES[f"pairs weighted {_comparison}"] = functools.partial(pairs, _comparison, True)
 for _rule in FORMS:
     for _dtype, _width in ((torch.float32, 100), (torch.bfloat16, 256)):
         CASES[f"update {_rule} {_dtype}"] = functools.partial(update, _rule, _dtype, _width)

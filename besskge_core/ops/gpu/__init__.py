@@ -16,6 +16,8 @@ import torch
 #: Operation -> its module here; the launcher has the operation's name.
 MODULES: Dict[str, str] = {
     "gather": "gather",
+    "pairwise": "pairwise",
+    "pairwise_backward": "pairwise",
     "scatter_update": "scatter_update",
 }
 
