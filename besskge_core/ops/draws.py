@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple, Sequence, Tuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from besskge_core.philox import BLOCK, Purpose
@@ -109,23 +111,20 @@ class Shuffles:
 
     def __init__(self, counts: Sequence[int], seed: int, device: torch.device) -> None:
         self.seed = seed
-        sizes = torch.tensor(list(counts), dtype=torch.int64)
+        sizes = np.asarray(counts, dtype=np.int64)
         n_block = -(-sizes // BLOCK)
-        bucket = torch.arange(len(sizes))
-        first = torch.cumsum(sizes, 0) - sizes
-        place = torch.arange(int(sizes.sum())) - first.repeat_interleave(sizes)
-        first_number = BLOCK * (torch.cumsum(n_block, 0) - n_block)
-        block = torch.arange(int(n_block.sum()))
-        block -= (first_number // BLOCK).repeat_interleave(n_block)
+        bucket = np.arange(len(sizes))
+        first, first_block = (np.cumsum(x) - x for x in (sizes, n_block))
+        place = np.arange(sizes.sum()) - first.repeat(sizes)
+        block = np.arange(n_block.sum()) - first_block.repeat(n_block)
 
-        def kept(x: Tensor) -> Tensor:
-            return x.to(device)
+        def kept(x: NDArray[np.int64]) -> Tensor:
+            return torch.tensor(x, device=device)
 
         #: of each block, its bucket and its place; of each triple, its number and its bucket
-        self._bucket_of_block = kept(bucket.repeat_interleave(n_block))
-        self._block = kept(block)
-        self._number = kept(first_number.repeat_interleave(sizes) + place)
-        self._bucket = kept(bucket.repeat_interleave(sizes))
+        self._bucket_of_block, self._block = kept(bucket.repeat(n_block)), kept(block)
+        self._number = kept(BLOCK * first_block.repeat(sizes) + place)
+        self._bucket = kept(bucket.repeat(sizes))
 
     def order(self, epoch: Tensor) -> Tensor:
         """int64 (T,): places of the triples, bucket by bucket, in the order of an epoch ().

@@ -67,7 +67,7 @@ class IPURuntime(Runtime):
         self,
         optimizer: torch.optim.Optimizer,
         before_update: Optional[Callable[[], None]] = None,
-    ) -> Callable[[Mapping[str, Tensor] | List[Planned]], Dict[str, Tensor]]:
+    ) -> Callable[[Mapping[str, Tensor] | Sequence[Planned]], Dict[str, Tensor]]:
         """A function that takes a batch, updates the model on the device, and returns its outputs.
 
         A batch is what a sampler or :meth:`dataloader` gives, its first two axes flattened or not;
@@ -98,7 +98,7 @@ class IPURuntime(Runtime):
             raise ConfigError("this runtime trains already; close it, and make the step anew")
         before: List[List[Dict[str, Any]]] = []
 
-        def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
+        def step(batch: Mapping[str, Tensor] | Sequence[Planned]) -> Dict[str, Tensor]:
             self.model.train()
             groups = hyper_parameters(optimizer)
             executor, columns = self._ready(True, batch, optimizer)
@@ -117,14 +117,14 @@ class IPURuntime(Runtime):
 
     def inference_step(
         self,
-    ) -> Callable[[Mapping[str, Tensor] | List[Planned]], Dict[str, Tensor]]:
+    ) -> Callable[[Mapping[str, Tensor] | Sequence[Planned]], Dict[str, Tensor]]:
         """A function that takes a batch and returns the model's outputs, stacked.
 
         Raises (the function):
             ShapeError: a batch of other shapes than the first.
         """
 
-        def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
+        def step(batch: Mapping[str, Tensor] | Sequence[Planned]) -> Dict[str, Tensor]:
             self.model.eval()
             executor, columns = self._ready(False, batch)
             return self._outputs(executor(**columns), self._shapes[False])
@@ -196,11 +196,11 @@ class IPURuntime(Runtime):
     def _ready(
         self,
         training: bool,
-        batch: Mapping[str, Tensor] | List[Planned],
+        batch: Mapping[str, Tensor] | Sequence[Planned],
         optimizer: Optional[torch.optim.Optimizer] = None,
     ) -> Tuple[Any, Dict[str, Tensor]]:
         """The program, with the IPUs to itself, and the columns (M * S, ...) that it takes."""
-        if isinstance(batch, list):
+        if not isinstance(batch, Mapping):
             raise ConfigError("batches of another runtime's dataloader; use that of IPURuntime")
         columns, n_micro = _flattened(batch, self._columns_taken, self.n_shard, self.model.paired)
         if self._shapes.setdefault(training, n_micro) != n_micro:
