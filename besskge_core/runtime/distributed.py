@@ -19,16 +19,14 @@ from besskge_core.embedding import EmbeddingRegularizer, FunctionRegularizer
 from besskge_core.errors import ConfigError
 from besskge_core.philox import Position
 from besskge_core.runtime.base import Model, Runtime
-from besskge_core.runtime.local import LocalRuntime
 from besskge_core.runtime.ranks import Ranks, join
-from besskge_core.runtime.resident import ResidentRuntime
+from besskge_core.runtime.resident import runtime_alone
 
 
 def make_runtime(model: Model, ranks: Ranks, n_worker: int = 1) -> Runtime:
     """The runtime of this process, alone or among others."""
     if ranks.n_rank == 1:
-        make = ResidentRuntime if ranks.device.type == "cuda" else LocalRuntime
-        return make(model, str(ranks.device), n_worker)
+        return runtime_alone(model, ranks.device, n_worker)
     return DistributedRuntime(model, ranks, n_worker)
 
 

@@ -254,6 +254,14 @@ class ResidentRuntime(LocalRuntime):
         self._seen.copy(self._is_finite)
 
 
+def runtime_alone(
+    model: Model, device: Union[str, torch.device] = "cpu", n_worker: int = 1
+) -> LocalRuntime:
+    """The runtime of one process, by its device."""
+    make = ResidentRuntime if torch.device(device).type == "cuda" else LocalRuntime
+    return make(model, str(device), n_worker)
+
+
 class _Seen:
     """What a flag on the device was, a while ago."""
 
