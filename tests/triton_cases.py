@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 
 import torch
+from sampled_loss_support import RULES
 
 from besskge_core.ops.gpu.gather import gather
 from besskge_core.ops.gpu.pairwise import pairwise, pairwise_backward
+from besskge_core.ops.gpu.sampled_loss import sampled_loss
 from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update
 from besskge_core.ops.gpu.segments import sum_runs
 from besskge_core.ops.pairwise import COMPARISONS
+from besskge_core.ops.sampled_loss import MOVES
 
 meta = functools.partial(torch.empty, device="meta")
 
@@ -38,6 +41,15 @@ def pairs(comparison, weighted=False, n_query=2048, n_candidate=640, width=100):
     pairwise_backward(scores, scores, q, e, comparison, weight)
 
 
+def loss(rule, comparison, move, width, n_positive=2048, n_candidate=640):
+    """Loss and gradients of a step of wikikg2."""
+    sampled_loss(
+        meta(2_500_604, width), integers(2 * n_positive + n_candidate), meta(535, width),
+        integers(n_positive), None, n_candidate, False, False, move, comparison, *rule[:3],
+        rule[3:9], rule.scale, True, None, None, None,
+    )  # fmt: skip
+
+
 CASES = {
     "gather float32": lambda: gather(meta(1, 2_500_604, 100), integers(1, 50_000)),
     "gather bfloat16": lambda: gather(
@@ -45,6 +57,11 @@ CASES = {
     ),
     "sum of runs": lambda: sum_runs(meta(50_000, 256), integers(1_000), integers(50_000)),
 }
+for _i, _rule in enumerate(RULES):
+    _move, _comparison = MOVES[_i % len(MOVES)], COMPARISONS[_i % len(COMPARISONS)]
+    CASES[f"loss {_i}, {_move}, {_comparison}"] = functools.partial(
+        loss, _rule, _comparison, _move, (100, 256, 2000)[_i % 5 % 3]
+    )
 for _comparison in COMPARISONS[1:]:
     CASES[f"pairs {_comparison}"] = functools.partial(pairs, _comparison)
 for _comparison in ("l1", "l2"):

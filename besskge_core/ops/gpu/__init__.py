@@ -18,6 +18,7 @@ MODULES: Dict[str, str] = {
     "gather": "gather",
     "pairwise": "pairwise",
     "pairwise_backward": "pairwise",
+    "sampled_loss": "sampled_loss",
     "scatter_update": "scatter_update",
 }
 
