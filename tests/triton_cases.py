@@ -9,9 +9,11 @@ from sampled_loss_support import RULES
 
 from besskge_core.ops.gpu.gather import gather
 from besskge_core.ops.gpu.pairwise import pairwise, pairwise_backward
+from besskge_core.ops.gpu.rank_counts import rank_counts
 from besskge_core.ops.gpu.sampled_loss import sampled_loss
 from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update
 from besskge_core.ops.gpu.segments import sum_runs
+from besskge_core.ops.gpu.softmax_tiles import softmax_gradient, softmax_log_sum
 from besskge_core.ops.pairwise import COMPARISONS
 from besskge_core.ops.sampled_loss import MOVES
 
@@ -50,6 +52,22 @@ def loss(rule, comparison, move, width, n_positive=2048, n_candidate=640):
     )  # fmt: skip
 
 
+def ranks(dtype, n_query=1000, n_column=14_541, n_filtered=60_000):
+    rank_counts(
+        meta(n_query, n_column, dtype=dtype), meta(n_query, dtype=dtype), integers(n_query),
+        integers(n_query + 1), integers(n_filtered), 0,
+    )  # fmt: skip
+
+
+def softmax(dtype, margin, excludes=True, n_query=1000, n_column=14_541):
+    """Cross-entropy of scores with all entities of FB15k-237."""
+    scores, excluded = meta(n_query, n_column, dtype=dtype), integers(n_column, dtype=torch.bool)
+    places = (excluded if excludes else None, integers(n_query), integers(n_query))
+    softmax_log_sum(scores, *places, margin, 1.0)
+    slope = meta(n_query), meta(n_query), meta(n_query)
+    softmax_gradient(scores, *places, *slope, margin, 1.0)
+
+
 CASES = {
     "gather float32": lambda: gather(meta(1, 2_500_604, 100), integers(1, 50_000)),
     "gather bfloat16": lambda: gather(
@@ -57,6 +75,12 @@ CASES = {
     ),
     "sum of runs": lambda: sum_runs(meta(50_000, 256), integers(1_000), integers(50_000)),
 }
+for _dtype in (torch.float32, torch.bfloat16):
+    CASES[f"ranks {_dtype}"] = functools.partial(ranks, _dtype)
+    for _margin in (0.0, 0.3):
+        CASES[f"softmax {_dtype}, margin {_margin}"] = functools.partial(
+            softmax, _dtype, _margin, _margin > 0.0
+        )
 for _i, _rule in enumerate(RULES):
     _move, _comparison = MOVES[_i % len(MOVES)], COMPARISONS[_i % len(COMPARISONS)]
     CASES[f"loss {_i}, {_move}, {_comparison}"] = functools.partial(

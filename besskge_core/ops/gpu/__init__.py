@@ -18,8 +18,11 @@ MODULES: Dict[str, str] = {
     "gather": "gather",
     "pairwise": "pairwise",
     "pairwise_backward": "pairwise",
+    "rank_counts": "rank_counts",
     "sampled_loss": "sampled_loss",
     "scatter_update": "scatter_update",
+    "softmax_gradient": "softmax_tiles",
+    "softmax_log_sum": "softmax_tiles",
 }
 
 #: Arguments that an operation changes; of all others none.
