@@ -14,6 +14,7 @@ from besskge_core.ops.gpu.sampled_loss import sampled_loss
 from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update
 from besskge_core.ops.gpu.segments import sum_runs
 from besskge_core.ops.gpu.softmax_tiles import softmax_gradient, softmax_log_sum
+from besskge_core.ops.gpu.tile_products import softmax_gradients, softmax_scores
 from besskge_core.ops.pairwise import COMPARISONS
 from besskge_core.ops.sampled_loss import MOVES
 
@@ -68,6 +69,19 @@ def softmax(dtype, margin, excludes=True, n_query=1000, n_column=14_541):
     softmax_gradient(scores, *places, *slope, margin, 1.0)
 
 
+def all_products(dtype, width, n_row, add, excludes, n_query=1000):
+    """Cross-entropy of inner products with all entities."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    query, rows = meta(n_query, width), meta(n_row, width)
+    excluded = integers(n_row, dtype=torch.bool) if excludes else None
+    places = excluded, integers(n_query), integers(n_query)
+    scores, *_ = softmax_scores(query, rows, *places, 0.0, 1.0, dtype, True, n_row)
+    slope = meta(n_query), meta(n_query), meta(n_query)
+    softmax_gradients(
+        scores, query, rows, *places, *slope, 0.0, 1.0, dtype, query, rows, add, n_row
+    )
+
+
 CASES = {
     "gather float32": lambda: gather(meta(1, 2_500_604, 100), integers(1, 50_000)),
     "gather bfloat16": lambda: gather(
@@ -80,6 +94,11 @@ for _dtype in (torch.float32, torch.bfloat16):
     for _margin in (0.0, 0.3):
         CASES[f"softmax {_dtype}, margin {_margin}"] = functools.partial(
             softmax, _dtype, _margin, _margin > 0.0
+        )
+for _dtype in (torch.float32, torch.bfloat16):
+    for _width, _n_row in ((100, 2_500_604), (256, 40_943), (2000, 14_541)):
+        CASES[f"products {_dtype} {_width}"] = functools.partial(
+            all_products, _dtype, _width, _n_row, _width == 100, _width == 256
         )
 for _i, _rule in enumerate(RULES):
     _move, _comparison = MOVES[_i % len(MOVES)], COMPARISONS[_i % len(COMPARISONS)]
