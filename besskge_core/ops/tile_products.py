@@ -199,6 +199,15 @@ def _(
     keep: bool,
     tile: int,
 ) -> Tuple[Tensor, Tensor, Tensor]:
+    if query.is_cuda:
+        from besskge_core.ops.gpu.tile_products import recomputes  # needs Triton
+
+        kept = keep and not recomputes(query.shape[1], dtype)
+        return (
+            query.new_empty((len(query), len(rows)) if kept else (0,), dtype=dtype),
+            query.new_empty((len(query),)),
+            query.new_empty((len(label_row),)),
+        )
     height = min(tile, TILE)
     n_tile = (rows.shape[0] + height - 1) // height if keep else 0
     return (

@@ -72,5 +72,4 @@ def rank_counts(
             filter_column.contiguous(), counts, n_answer, n_column, triton.cdiv(n_column, n_part),
             first, *scores.stride(), BLOCK_T=min(power_of_two(n_column), BLOCK_T), num_warps=4,
         )  # fmt: skip
-    better, equal = counts.sum(0).unbind()
-    return better, equal
+    return counts[:, 0].sum(0), counts[:, 1].sum(0)
