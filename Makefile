@@ -1,5 +1,6 @@
 # make train | test | ci | bench | asan, from an empty checkout: needs Python 3.8 or newer with pip, and a
-# C++ compiler for the native operations. make ipu-ops needs a Poplar SDK instead.
+# C++ compiler for the native operations. make ipu-ops needs a Poplar SDK instead, and make gpu a
+# GPU and a $(PYTHON) that has torch: it installs and builds nothing.
 #
 #   PYTHON   the interpreter to start from; a torch that it has is used
 #   VENV     the environment to make or to use; a torch that it has is kept
@@ -21,7 +22,7 @@ READY := $(VENV)/.besskge_core
 BUILT_FROM := setup.cfg setup.py pyproject.toml \
   $(shell find custom_ops -path custom_ops/ipu -prune -o \( -name '*.cpp' -o -name '*.h' \) -print)
 
-.PHONY: install train test asan ipu-ops ci format format-check lint types bench clean
+.PHONY: install train test asan ipu-ops ci format format-check lint types bench gpu clean
 
 install: $(READY)
 
@@ -67,6 +68,11 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# Tests and measurements on one GPU, from this tree as it is. ARGS=--rehearse tries them with tiny
+# sizes on a CPU, into build/gpu-rehearsal.
+gpu:
+	PYTHONPATH=$(CURDIR) $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
