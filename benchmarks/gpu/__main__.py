@@ -168,7 +168,10 @@ def is_there(module: str) -> bool:
 def versions(torch: Any) -> Dict[str, Optional[str]]:
     from importlib import metadata
 
-    found = {"Python": platform.python_version(), "torch": str(torch.__version__)}
+    found: Dict[str, Optional[str]] = {
+        "Python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
     for name in ("triton", "numpy"):
         try:
             found[name] = metadata.version(name)

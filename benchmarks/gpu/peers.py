@@ -76,7 +76,7 @@ def _row(
 def _ours(bench: Bench, graph: KGDataset, dim: int, batch: int) -> Any:
     n_negative = bench.size(640, 8)
     setting = Setting("distmult", dim, batch, n_negative)
-    model, sampler, optimizer = parts(partitioned(graph), graph.n_relation_type, setting)
+    model, sampler, optimizer = parts(bench, partitioned(graph), graph.n_relation_type, setting)
     runtime = ResidentRuntime(model, str(bench.device))
     step, epoch = runtime.training_step(optimizer), [0]
     turns = iter(runtime.dataloader(sampler, 0))
