@@ -163,6 +163,10 @@ class Watched(TorchDispatchMode):
         return out
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.library, "register_fake"),
+    reason="this torch computes too little without contents",
+)
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_nothing_waits_for_the_device_and_shapes_are_static(graph, options):
     case = Case(graph, **options)
