@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from support import make_score
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from besskge_core.batch_sampler import RandomShardedBatchSampler, RigidShardedBatchSampler
 from besskge_core.bess import EmbeddingMovingBessKGE, OneVsAllBessKGE, ScoreMovingBessKGE
+from besskge_core.bess.resident_filter import ResidentFilter
 from besskge_core.errors import ConfigError, NonFiniteLossError
 from besskge_core.known import KnownTriples
 from besskge_core.loss import LogSigmoidLoss, SampledSoftmaxCrossEntropyLoss
@@ -22,6 +24,7 @@ from besskge_core.negative_sampler import (
     BernoulliShardedNegativeSampler,
     PlaceholderNegativeSampler,
     RandomShardedNegativeSampler,
+    TripleBasedShardedNegativeSampler,
 )
 from besskge_core.ops import native
 from besskge_core.optim import OPTIMIZERS, Adagrad
@@ -31,7 +34,7 @@ from besskge_core.runtime import LocalRuntime, ResidentRuntime, runtime_alone
 from besskge_core.runtime import resident as module
 from besskge_core.runtime import window as window_module
 from besskge_core.runtime.devices import checked_device
-from besskge_core.sharding import PartitionedTripleSet, Sharding
+from besskge_core.sharding import PartitionedTripleSet, Sharding, most_frequent_entities
 from besskge_core.training import train
 from besskge_core.training.config import (
     BatchConfig,
@@ -54,10 +57,13 @@ class Case:
     def __init__(
         self, graph, mover=EmbeddingMovingBessKGE, score="complex", flat=True, scheme="t",
         rigid=True, loss=None, optimizer="adagrad", n_shard=3, n_micro=2, dtype=torch.float32,
-        weighted=False, **options,
+        weighted=False, n_hub=0, inverse=False, known=False, **options,
     ) -> None:  # fmt: skip
-        sharding = Sharding.create(graph.n_entity, n_shard, seed=0)
-        triples = PartitionedTripleSet.create_from_dataset(graph, "train", sharding)
+        hubs = most_frequent_entities(graph.triples["train"], graph.n_entity, n_hub)
+        sharding = Sharding.create(graph.n_entity, n_shard, 0, None, hubs)
+        triples = PartitionedTripleSet.create_from_dataset(
+            graph, "train", sharding, add_inverse_triples=inverse
+        )
         make = RigidShardedBatchSampler if rigid else RandomShardedBatchSampler
         if mover is OneVsAllBessKGE:
             negatives = PlaceholderNegativeSampler("t")
@@ -65,8 +71,9 @@ class Case:
             negatives = BernoulliShardedNegativeSampler(triples, 3, 0, flat_negative_format=flat)
         else:
             negatives = RandomShardedNegativeSampler(3, sharding, 0, scheme, False, flat)
+        negatives.known = KnownTriples.of(graph) if known else None
         self.sampler = make(triples, negatives, 12, n_micro, seed=3, hrt_freq_weighting=weighted)
-        score_fn = make_score(score, sharding, 4, dtype=dtype)
+        score_fn = make_score(score, sharding, 4, dtype=dtype, inverse=inverse)
         if mover is OneVsAllBessKGE:
             self.model = OneVsAllBessKGE(score_fn, sides=("tail",), **options)
         else:
@@ -108,6 +115,8 @@ CASES = {
     "a regularizer": dict(regularizer=LpRegularizer(0.1)),
     "augmented": dict(augment_negative=True),
     "one shard": dict(n_shard=1, flat=False),
+    "without true triples": dict(known=True, scheme="ht", n_hub=3),
+    "without true triples, one shard": dict(known=True, n_shard=1, inverse=True, rigid=False),
     "half": dict(dtype=torch.bfloat16),
     "all entities": dict(mover=OneVsAllBessKGE),
     "all entities, distances": dict(mover=OneVsAllBessKGE, score="transe"),
@@ -253,9 +262,11 @@ def test_other_optimisers_and_callers_look_at_each_step(graph, plain):
 
 
 def test_what_the_host_must_make_is_made_there_and_said(graph, plain, caplog):
-    def filtered(make):
+    def given(make):
         case = Case(graph)
-        case.model.negative_sampler.known = KnownTriples.of(graph)
+        sharding, lists = case.model.score_fn.sharding, np.arange(10)[None]
+        negatives = TripleBasedShardedNegativeSampler(None, lists, sharding, "t", 0)
+        case.sampler.negative_sampler = case.model.negative_sampler = negatives
         return case.followed(make)
 
     made = []
@@ -264,9 +275,39 @@ def test_what_the_host_must_make_is_made_there_and_said(graph, plain, caplog):
         made.append(resident(model))
         return made[-1]
 
-    assert same_bits(filtered(noted), filtered(LocalRuntime))
-    assert "lists made on the host" in made[0].reason
+    assert same_bits(given(noted), given(LocalRuntime))
+    assert made[0].reason == "negatives are given, not drawn"
     assert "batches are made on the host and copied to cpu" in caplog.text
+
+
+def test_too_many_entities_are_filtered_on_the_host(graph):
+    case = Case(graph, known=True)
+    case.model.negative_sampler.known.n_entity = 2**31
+    runtime = resident(case.model)
+    assert "too many to number the true triples" in runtime._why_on_host(case.sampler)
+
+
+@pytest.mark.parametrize("n_hub", [0, 4])
+@pytest.mark.parametrize("scheme", ["h", "t", "ht", "either"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_true_triples_are_those_that_the_host_finds(graph, scheme, flat, n_hub):
+    case = Case(graph, scheme=scheme, flat=flat, n_hub=n_hub, inverse=True, known=True)
+    module, n_found = case.model, 0
+    found = ResidentFilter(
+        module.negative_sampler.known, module.score_fn.sharding, torch.device("cpu")
+    )
+    for step in range(case.sampler.n_step):
+        batch = case.sampler.batch(Position(0, step))
+        micro = {name: x[0] for name, x in batch.items() if name in module.inputs}
+        kept = found.kept(module, micro)
+        pairs = module.filter_negatives(micro)
+        expected = torch.ones_like(kept)
+        for shard, of_shard in enumerate(pairs):
+            query, column = of_shard[of_shard[:, 0] >= 0].long().T
+            expected[shard, query, column] = False
+        assert torch.equal(kept, expected)
+        n_found += int((~kept).sum())
+    assert n_found > 10
 
 
 def test_an_optimiser_may_be_loaded_between_steps(graph, plain):
