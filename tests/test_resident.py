@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import make_score
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,10 +37,12 @@ from besskge_core.runtime import window as window_module
 from besskge_core.runtime.devices import checked_device
 from besskge_core.sharding import PartitionedTripleSet, Sharding, most_frequent_entities
 from besskge_core.training import train
+from besskge_core.training.checkpoint import find_checkpoints
 from besskge_core.training.config import (
     BatchConfig,
     DataConfig,
     ModelConfig,
+    OptimizerConfig,
     RunConfig,
     TrainingConfig,
 )
@@ -359,21 +362,41 @@ def test_a_gpu_that_is_not_there_is_refused_by_name():
         checked_device("gpu")
 
 
+def config_of(seconds, **optimizer):
+    return TrainingConfig(
+        DataConfig("family", dict(n_person=60)),
+        ModelConfig(score_function="distmult", dim=8),
+        BatchConfig(n_shard=2, batch_size=64, n_negative=16),
+        optimizer=OptimizerConfig(**optimizer),
+        run=RunConfig(epochs=3, checkpoint_seconds=seconds, trackers=""),
+    )
+
+
+def trained(folder, monkeypatch, make, seconds=1000.0, **optimizer):
+    monkeypatch.setattr("besskge_core.runtime.distributed.runtime_alone", make)
+    return train(config_of(seconds, **optimizer), folder)
+
+
+def on_device(model, device, n_worker):
+    return ResidentRuntime(model, "cpu", n_worker)
+
+
 def test_a_run_is_the_same_on_the_device(tmp_path, plain, monkeypatch):
-    model = ModelConfig(score_function="distmult", dim=8)
-    batch = BatchConfig(n_shard=2, batch_size=64, n_negative=16)
-    settings = RunConfig(epochs=3, checkpoint_seconds=1000.0, trackers="")
-    config = TrainingConfig(DataConfig("family", dict(n_person=60)), model, batch, run=settings)
+    runs = {
+        name: trained(tmp_path / name, monkeypatch, make, schedule="linear", warmup=0.2)
+        for name, make in (("device", on_device), ("host", runtime_alone))
+    }
+    losses = {name: [x["loss"] for x in run.history] for name, run in runs.items()}
+    assert losses["device"] == losses["host"]
+    assert runs["device"].metrics == runs["host"].metrics
 
-    def followed(name, make):
-        monkeypatch.setattr("besskge_core.runtime.distributed.runtime_alone", make)
-        found = train(config, tmp_path / name)
-        return [[x[k] for k in ("epoch", "loss")] for x in found.history], found.metrics
 
-    def on_device(model, device, n_worker):
-        return ResidentRuntime(model, "cpu", n_worker)
-
-    assert followed("device", on_device) == followed("host", runtime_alone)
+def test_a_run_that_diverges_there_keeps_a_finite_checkpoint(tmp_path, plain, monkeypatch):
+    with pytest.raises(NonFiniteLossError, match="the loss of one of the last 1 steps is"):
+        trained(tmp_path / "run", monkeypatch, on_device, 0.0, lr=1e30)
+    for checkpoint in find_checkpoints(tmp_path / "run" / "checkpoints"):
+        for part in checkpoint.glob("*.safetensors"):
+            assert all(x.isfinite().all() for x in load_file(part).values())
 
 
 # -- on a GPU --------------------------------------------------------------------------------------
