@@ -235,6 +235,7 @@ def test_no_weight_changes_once_a_loss_was_not_finite(graph, plain, monkeypatch)
     relations = case.model.score_fn.relation_embedding
     entities = case.model.entity_embedding
     kept = [relations.detach().clone(), entities.detach().clone()]
+    moments = {k: x.clone() for k, x in case.optimizer.state[entities].items() if k != "step"}
     with torch.no_grad():
         relations.fill_(math.nan)
     assert step(turns.pop())["loss"].isnan().all()
@@ -245,6 +246,7 @@ def test_no_weight_changes_once_a_loss_was_not_finite(graph, plain, monkeypatch)
         while turns:
             step(turns.pop())
     assert torch.equal(relations, kept[0]) and torch.equal(entities, kept[1])
+    assert all(torch.equal(case.optimizer.state[entities][k], x) for k, x in moments.items())
     assert 1 <= n_left - len(turns) <= 4  # of two micro-batches each
     step(turns.pop())  # after which all goes on
     assert not torch.equal(entities, kept[1])
@@ -328,6 +330,16 @@ def test_an_optimiser_may_be_loaded_between_steps(graph, plain):
             for state in stored["state"].values():
                 state["step"] += 5
             x.optimizer.load_state_dict(stored)
+
+
+def test_batches_of_the_host_may_come_between(graph, plain):
+    case, other = Case(graph, optimizer="adam"), Case(graph, optimizer="adam")
+    runtime, local = resident(case.model), LocalRuntime(other.model)
+    step, own = runtime.training_step(case.optimizer), local.training_step(other.optimizer)
+    batches = zip(runtime.dataloader(case.sampler, 0), local.dataloader(other.sampler, 0))
+    for i, (turn, planned) in enumerate(batches):
+        batch = planned if i % 3 == 2 else turn
+        assert torch.equal(step(batch)["loss"], own(planned)["loss"])
 
 
 def test_inference_takes_turns_too(graph, plain):

@@ -49,6 +49,9 @@ class Turn(Sequence[Planned]):
     def __len__(self) -> int:
         return self.drawing.window.n_micro
 
+    def __iter__(self) -> Iterator[Planned]:
+        return (self[micro] for micro in range(len(self)))
+
     def __getitem__(self, micro: Union[int, slice]) -> Planned:  # type: ignore[override]
         if not isinstance(micro, int) or not 0 <= micro < len(self):
             raise IndexError(f"micro-batch {micro} of a step of {len(self)}")
