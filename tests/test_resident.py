@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import make_score
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from besskge_core.batch_sampler import RandomShardedBatchSampler, RigidShardedBatchSampler
 from besskge_core.bess import EmbeddingMovingBessKGE, OneVsAllBessKGE, ScoreMovingBessKGE
+from besskge_core.bess.resident_filter import ResidentFilter
 from besskge_core.errors import ConfigError, NonFiniteLossError
 from besskge_core.known import KnownTriples
 from besskge_core.loss import LogSigmoidLoss, SampledSoftmaxCrossEntropyLoss
@@ -22,6 +25,7 @@ from besskge_core.negative_sampler import (
     BernoulliShardedNegativeSampler,
     PlaceholderNegativeSampler,
     RandomShardedNegativeSampler,
+    TripleBasedShardedNegativeSampler,
 )
 from besskge_core.ops import native
 from besskge_core.optim import OPTIMIZERS, Adagrad
@@ -31,12 +35,14 @@ from besskge_core.runtime import LocalRuntime, ResidentRuntime, runtime_alone
 from besskge_core.runtime import resident as module
 from besskge_core.runtime import window as window_module
 from besskge_core.runtime.devices import checked_device
-from besskge_core.sharding import PartitionedTripleSet, Sharding
+from besskge_core.sharding import PartitionedTripleSet, Sharding, most_frequent_entities
 from besskge_core.training import train
+from besskge_core.training.checkpoint import find_checkpoints
 from besskge_core.training.config import (
     BatchConfig,
     DataConfig,
     ModelConfig,
+    OptimizerConfig,
     RunConfig,
     TrainingConfig,
 )
@@ -54,10 +60,13 @@ class Case:
     def __init__(
         self, graph, mover=EmbeddingMovingBessKGE, score="complex", flat=True, scheme="t",
         rigid=True, loss=None, optimizer="adagrad", n_shard=3, n_micro=2, dtype=torch.float32,
-        weighted=False, **options,
+        weighted=False, n_hub=0, inverse=False, known=False, **options,
     ) -> None:  # fmt: skip
-        sharding = Sharding.create(graph.n_entity, n_shard, seed=0)
-        triples = PartitionedTripleSet.create_from_dataset(graph, "train", sharding)
+        hubs = most_frequent_entities(graph.triples["train"], graph.n_entity, n_hub)
+        sharding = Sharding.create(graph.n_entity, n_shard, 0, None, hubs)
+        triples = PartitionedTripleSet.create_from_dataset(
+            graph, "train", sharding, add_inverse_triples=inverse
+        )
         make = RigidShardedBatchSampler if rigid else RandomShardedBatchSampler
         if mover is OneVsAllBessKGE:
             negatives = PlaceholderNegativeSampler("t")
@@ -65,8 +74,9 @@ class Case:
             negatives = BernoulliShardedNegativeSampler(triples, 3, 0, flat_negative_format=flat)
         else:
             negatives = RandomShardedNegativeSampler(3, sharding, 0, scheme, False, flat)
+        negatives.known = KnownTriples.of(graph) if known else None
         self.sampler = make(triples, negatives, 12, n_micro, seed=3, hrt_freq_weighting=weighted)
-        score_fn = make_score(score, sharding, 4, dtype=dtype)
+        score_fn = make_score(score, sharding, 4, dtype=dtype, inverse=inverse)
         if mover is OneVsAllBessKGE:
             self.model = OneVsAllBessKGE(score_fn, sides=("tail",), **options)
         else:
@@ -108,6 +118,8 @@ CASES = {
     "a regularizer": dict(regularizer=LpRegularizer(0.1)),
     "augmented": dict(augment_negative=True),
     "one shard": dict(n_shard=1, flat=False),
+    "without true triples": dict(known=True, scheme="ht", n_hub=3),
+    "without true triples, one shard": dict(known=True, n_shard=1, inverse=True, rigid=False),
     "half": dict(dtype=torch.bfloat16),
     "all entities": dict(mover=OneVsAllBessKGE),
     "all entities, distances": dict(mover=OneVsAllBessKGE, score="transe"),
@@ -163,6 +175,10 @@ class Watched(TorchDispatchMode):
         return out
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.library, "register_fake"),
+    reason="this torch computes too little without contents",
+)
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
 def test_nothing_waits_for_the_device_and_shapes_are_static(graph, options):
     case = Case(graph, **options)
@@ -219,6 +235,7 @@ def test_no_weight_changes_once_a_loss_was_not_finite(graph, plain, monkeypatch)
     relations = case.model.score_fn.relation_embedding
     entities = case.model.entity_embedding
     kept = [relations.detach().clone(), entities.detach().clone()]
+    moments = {k: x.clone() for k, x in case.optimizer.state[entities].items() if k != "step"}
     with torch.no_grad():
         relations.fill_(math.nan)
     assert step(turns.pop())["loss"].isnan().all()
@@ -229,6 +246,7 @@ def test_no_weight_changes_once_a_loss_was_not_finite(graph, plain, monkeypatch)
         while turns:
             step(turns.pop())
     assert torch.equal(relations, kept[0]) and torch.equal(entities, kept[1])
+    assert all(torch.equal(case.optimizer.state[entities][k], x) for k, x in moments.items())
     assert 1 <= n_left - len(turns) <= 4  # of two micro-batches each
     step(turns.pop())  # after which all goes on
     assert not torch.equal(entities, kept[1])
@@ -249,9 +267,11 @@ def test_other_optimisers_and_callers_look_at_each_step(graph, plain):
 
 
 def test_what_the_host_must_make_is_made_there_and_said(graph, plain, caplog):
-    def filtered(make):
+    def given(make):
         case = Case(graph)
-        case.model.negative_sampler.known = KnownTriples.of(graph)
+        sharding, lists = case.model.score_fn.sharding, np.arange(10)[None]
+        negatives = TripleBasedShardedNegativeSampler(None, lists, sharding, "t", 0)
+        case.sampler.negative_sampler = case.model.negative_sampler = negatives
         return case.followed(make)
 
     made = []
@@ -260,9 +280,39 @@ def test_what_the_host_must_make_is_made_there_and_said(graph, plain, caplog):
         made.append(resident(model))
         return made[-1]
 
-    assert same_bits(filtered(noted), filtered(LocalRuntime))
-    assert "lists made on the host" in made[0].reason
+    assert same_bits(given(noted), given(LocalRuntime))
+    assert made[0].reason == "negatives are given, not drawn"
     assert "batches are made on the host and copied to cpu" in caplog.text
+
+
+def test_too_many_entities_are_filtered_on_the_host(graph):
+    case = Case(graph, known=True)
+    case.model.negative_sampler.known.n_entity = 2**31
+    runtime = resident(case.model)
+    assert "too many to number the true triples" in runtime._why_on_host(case.sampler)
+
+
+@pytest.mark.parametrize("n_hub", [0, 4])
+@pytest.mark.parametrize("scheme", ["h", "t", "ht", "either"])
+@pytest.mark.parametrize("flat", [False, True])
+def test_true_triples_are_those_that_the_host_finds(graph, scheme, flat, n_hub):
+    case = Case(graph, scheme=scheme, flat=flat, n_hub=n_hub, inverse=True, known=True)
+    module, n_found = case.model, 0
+    found = ResidentFilter(
+        module.negative_sampler.known, module.score_fn.sharding, torch.device("cpu")
+    )
+    for step in range(case.sampler.n_step):
+        batch = case.sampler.batch(Position(0, step))
+        micro = {name: x[0] for name, x in batch.items() if name in module.inputs}
+        kept = found.kept(module, micro)
+        pairs = module.filter_negatives(micro)
+        expected = torch.ones_like(kept)
+        for shard, of_shard in enumerate(pairs):
+            query, column = of_shard[of_shard[:, 0] >= 0].long().T
+            expected[shard, query, column] = False
+        assert torch.equal(kept, expected)
+        n_found += int((~kept).sum())
+    assert n_found > 10
 
 
 def test_an_optimiser_may_be_loaded_between_steps(graph, plain):
@@ -280,6 +330,16 @@ def test_an_optimiser_may_be_loaded_between_steps(graph, plain):
             for state in stored["state"].values():
                 state["step"] += 5
             x.optimizer.load_state_dict(stored)
+
+
+def test_batches_of_the_host_may_come_between(graph, plain):
+    case, other = Case(graph, optimizer="adam"), Case(graph, optimizer="adam")
+    runtime, local = resident(case.model), LocalRuntime(other.model)
+    step, own = runtime.training_step(case.optimizer), local.training_step(other.optimizer)
+    batches = zip(runtime.dataloader(case.sampler, 0), local.dataloader(other.sampler, 0))
+    for i, (turn, planned) in enumerate(batches):
+        batch = planned if i % 3 == 2 else turn
+        assert torch.equal(step(batch)["loss"], own(planned)["loss"])
 
 
 def test_inference_takes_turns_too(graph, plain):
@@ -314,21 +374,41 @@ def test_a_gpu_that_is_not_there_is_refused_by_name():
         checked_device("gpu")
 
 
+def config_of(seconds, **optimizer):
+    return TrainingConfig(
+        DataConfig("family", dict(n_person=60)),
+        ModelConfig(score_function="distmult", dim=8),
+        BatchConfig(n_shard=2, batch_size=64, n_negative=16),
+        optimizer=OptimizerConfig(**optimizer),
+        run=RunConfig(epochs=3, checkpoint_seconds=seconds, trackers=""),
+    )
+
+
+def trained(folder, monkeypatch, make, seconds=1000.0, **optimizer):
+    monkeypatch.setattr("besskge_core.runtime.distributed.runtime_alone", make)
+    return train(config_of(seconds, **optimizer), folder)
+
+
+def on_device(model, device, n_worker):
+    return ResidentRuntime(model, "cpu", n_worker)
+
+
 def test_a_run_is_the_same_on_the_device(tmp_path, plain, monkeypatch):
-    model = ModelConfig(score_function="distmult", dim=8)
-    batch = BatchConfig(n_shard=2, batch_size=64, n_negative=16)
-    settings = RunConfig(epochs=3, checkpoint_seconds=1000.0, trackers="")
-    config = TrainingConfig(DataConfig("family", dict(n_person=60)), model, batch, run=settings)
+    runs = {
+        name: trained(tmp_path / name, monkeypatch, make, schedule="linear", warmup=0.2)
+        for name, make in (("device", on_device), ("host", runtime_alone))
+    }
+    losses = {name: [x["loss"] for x in run.history] for name, run in runs.items()}
+    assert losses["device"] == losses["host"]
+    assert runs["device"].metrics == runs["host"].metrics
 
-    def followed(name, make):
-        monkeypatch.setattr("besskge_core.runtime.distributed.runtime_alone", make)
-        found = train(config, tmp_path / name)
-        return [[x[k] for k in ("epoch", "loss")] for x in found.history], found.metrics
 
-    def on_device(model, device, n_worker):
-        return ResidentRuntime(model, "cpu", n_worker)
-
-    assert followed("device", on_device) == followed("host", runtime_alone)
+def test_a_run_that_diverges_there_keeps_a_finite_checkpoint(tmp_path, plain, monkeypatch):
+    with pytest.raises(NonFiniteLossError, match="the loss of one of the last 1 steps is"):
+        trained(tmp_path / "run", monkeypatch, on_device, 0.0, lr=1e30)
+    for checkpoint in find_checkpoints(tmp_path / "run" / "checkpoints"):
+        for part in checkpoint.glob("*.safetensors"):
+            assert all(x.isfinite().all() for x in load_file(part).values())
 
 
 # -- on a GPU --------------------------------------------------------------------------------------

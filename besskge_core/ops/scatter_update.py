@@ -29,6 +29,8 @@ Change = Callable[[Tensor, Tensor, List[Tensor]], None]
 #: Numbers of a table that are updated at once where all of it is: a block, its gradient and its
 #: state fit in a core's cache.
 BLOCK = 2**16
+#: The same elsewhere, where few large operations are best.
+DEVICE_BLOCK = 2**27
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -200,7 +202,8 @@ def _change_all(
     tensors, n_at_once = [table, values.view(table.shape), *state], 0
     if table.dim() and table.is_contiguous():
         tensors = [x.reshape(n_row, x.shape[-1]) for x in tensors]
-        n_at_once = max(BLOCK // max(table.shape[-1], 1), 1)
+        block = BLOCK if table.device.type == "cpu" else DEVICE_BLOCK
+        n_at_once = max(block // max(table.shape[-1], 1), 1)
     first = 0
     for own, grad, *rows_of_state in zip(
         *(x.split(n_at_once) if n_at_once else (x,) for x in tensors)

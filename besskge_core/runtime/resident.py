@@ -24,6 +24,7 @@ from besskge_core.batch_sampler import (
     why_not_resident,
 )
 from besskge_core.bess import AllEntitiesBessKGE, BessKGE
+from besskge_core.bess.resident_filter import why_no_filter
 from besskge_core.embedding import Embedding
 from besskge_core.errors import NonFiniteLossError
 from besskge_core.ops import RowPlan
@@ -54,6 +55,9 @@ class Turn(Sequence[Planned]):
 
     def __len__(self) -> int:
         return self.drawing.window.n_micro
+
+    def __iter__(self) -> Iterator[Planned]:
+        return (self[micro] for micro in range(len(self)))
 
     def __getitem__(self, micro: Union[int, slice]) -> Planned:  # type: ignore[override]
         if not isinstance(micro, int) or not 0 <= micro < len(self):
@@ -87,9 +91,9 @@ class _Program(NamedTuple):
 class ResidentRuntime(LocalRuntime):
     """Runs steps on one GPU, with batches drawn there.
 
-    What cannot be drawn there is made on the host as in :class:`LocalRuntime`, and copied; what
-    :attr:`reason` then says. So it is with a sampler that draws in a way of its own or leaves true
-    triples out, and with a model whose batches the host completes. Optimisers of torch, or a
+    What cannot be drawn there is made on the host as in :class:`LocalRuntime`, and copied; why,
+    :attr:`reason` says. So it is with given negatives, with a sampler that draws in a way of its own,
+    and with a model whose batches the host completes. Optimisers of torch, or a
     `before_update`, get each step launched by itself.
 
     Args:
@@ -180,6 +184,8 @@ class ResidentRuntime(LocalRuntime):
         completed = getattr(type(self.model), "prepare", None)
         if not reason and completed not in (BessKGE.prepare, AllEntitiesBessKGE.prepare):
             reason = f"the host completes the batches of {type(self.model).__name__}"
+        if not reason and sampler.negative_sampler.known is not None:
+            reason = why_no_filter(sampler.negative_sampler.known)
         if not reason and self._constrained():
             reason = "an embedding has a constrainer, which is told the rows that changed"
         known = self._drawing is not None and self._drawing.sampler is sampler
