@@ -185,7 +185,7 @@ class _SampledLoss(torch.autograd.Function):
         if found is None:
             raise RuntimeError("the sampled loss has one backward pass, this is another")
         rows, relations, entry = found
-        if grad.device.type != "cpu" or float(grad) != 1.0:  # elsewhere, looking would wait
+        if not grad.is_cpu or float(grad) != 1.0:  # to look at it on a GPU would wait for that
             rows, relations = rows.mul_(grad), relations.mul_(grad)
         return (sparse_gradient(entry, rows, ctx.shape), relations, *[None] * 7)
 
