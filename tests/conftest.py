@@ -16,6 +16,7 @@ from support import random_triples
 
 from besskge_core.dataset import KGDataset
 from besskge_core.loss import LOSSES
+from besskge_core.ops import native
 
 # The same examples in every run, and no time limit: a test states a claim, not a speed.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Operations are plain torch, as where no native library serves."""
+    monkeypatch.setattr(native, "NATIVE", False)
 
 
 @pytest.fixture
