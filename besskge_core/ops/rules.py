@@ -9,7 +9,7 @@ Axes:
 
 from __future__ import annotations
 
-from typing import Dict, NamedTuple, Sequence, Tuple
+from typing import Dict, NamedTuple, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,16 @@ STATES: Dict[str, Tuple[str, ...]] = {
 PER_ROW = ("rowwise_adagrad", "rowwise_adam")
 
 
+#: How many updates there have been, with this one; int64 () where a captured step counts on.
+Step = Union[int, Tensor]
+
+
 class Rule(NamedTuple):
     """A rule and its hyper-parameters.
 
     Attributes:
         name: of :data:`STATES`.
-        lr: learning rate.
+        lr: learning rate; float64 () where a captured step reads it.
         weight_decay: share of the weight, times lr, taken off before the rest.
         beta1: decay of the first moment; of momentum, what is kept of it.
         beta2: decay of the second moment.
@@ -42,7 +46,7 @@ class Rule(NamedTuple):
     """
 
     name: str
-    lr: float
+    lr: Union[float, Tensor]
     weight_decay: float = 0.0
     beta1: float = 0.0
     beta2: float = 0.0
