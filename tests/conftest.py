@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Dict
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton reads it when it is first imported, by whomever
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import settings
 from loss_support import all_losses, random_labelled, random_scores
 from pairs_support import NATIVE, SETS

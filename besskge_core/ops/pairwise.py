@@ -55,7 +55,7 @@ def pairwise(q: Tensor, e: Tensor, comparison: str, weight: Optional[Tensor] = N
 
 def serves(x: Tensor) -> bool:
     """Whether comparisons of such rows are native."""
-    return native.serves(x, torch.float32, torch.bfloat16, torch.float16)
+    return native.serves("pairwise", x, torch.float32, torch.bfloat16, torch.float16)
 
 
 class _Pairwise(torch.autograd.Function):

@@ -1,0 +1,53 @@
+"""Kernels in Triton's interpreter (see `conftest.py`), or compiled where there is a GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton
+from triton.runtime import interpreter
+
+#: Where kernels run in these tests.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _count_with_new_numpy(tensor, scope):
+    # Triton 3.6 takes an array of one number for an index, which NumPy 2.4 refuses.
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _count_with_new_numpy
+
+_run_grid = interpreter.GridExecutor.__call__
+
+
+def _run_without_warnings(self, *arguments, **options):
+    with np.errstate(all="ignore"):  # a GPU tells nobody of an overflow
+        return _run_grid(self, *arguments, **options)
+
+
+interpreter.GridExecutor.__call__ = _run_without_warnings
+
+_create_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _as_float(x):
+    if x.dtype.scalar != triton.language.bfloat16:
+        return x
+    bits = x.data.astype(np.uint32) << 16
+    return interpreter.TensorHandle(bits.view(np.float32), triton.language.float32)
+
+
+def _dot_of_halves(self, a, b, *arguments):
+    # Triton 3.6 multiplies the bits of bfloat16 as if they were integers.
+    return _create_dot(self, _as_float(a), _as_float(b), *arguments)
+
+
+interpreter.InterpreterBuilder.create_dot = _dot_of_halves
