@@ -95,9 +95,16 @@ def test_tests_that_fail_are_named(tmp_path):
     test.write_text(
         "import pytest\n@pytest.mark.gpu\ndef test_a():\n    assert 0\ndef test_b():\n    assert 0\n"
     )
-    found = harness.run_tests(SimpleNamespace(tests=str(test)), 100.0)
+    found = harness.run_marked(SimpleNamespace(tests=str(test)), 200.0)
     assert found["status"] == 1 and "1 failed" in found["summary"]
     assert len(found["failures"]) == 1 and "test_a" in found["failures"][0]
+
+
+def test_tests_that_take_too_long_are_stopped(tmp_path):
+    test = tmp_path / "test_it.py"
+    test.write_text("import time\ndef test_a():\n    time.sleep(600)\n")
+    found = harness.run_tests([str(test)], 2.0)
+    assert found["status"] == 1 and found["summary"] == "not done after 2 s"
 
 
 def test_results_are_named_after_the_device():

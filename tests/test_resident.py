@@ -1,7 +1,7 @@
 """A step with batches drawn on the device gives what the local runtime gives, and waits for nobody.
 
 Here the device is the CPU, in plain torch as a GPU runs it where no kernel of its own serves; what
-only a GPU can show is marked `gpu`.
+only a GPU can show is in `test_resident_runs`.
 """
 
 from __future__ import annotations
@@ -11,119 +11,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from support import make_score
+from resident_support import CASES, Case, poison, resident, same_bits
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from besskge_core.batch_sampler import RandomShardedBatchSampler, RigidShardedBatchSampler
-from besskge_core.bess import EmbeddingMovingBessKGE, OneVsAllBessKGE, ScoreMovingBessKGE
 from besskge_core.bess.resident_filter import ResidentFilter
-from besskge_core.errors import ConfigError, NonFiniteLossError
-from besskge_core.known import KnownTriples
-from besskge_core.loss import LogSigmoidLoss, SampledSoftmaxCrossEntropyLoss
-from besskge_core.negative_sampler import (
-    BernoulliShardedNegativeSampler,
-    PlaceholderNegativeSampler,
-    RandomShardedNegativeSampler,
-    TripleBasedShardedNegativeSampler,
-)
-from besskge_core.ops import native
+from besskge_core.errors import NonFiniteLossError
+from besskge_core.negative_sampler import TripleBasedShardedNegativeSampler
 from besskge_core.optim import OPTIMIZERS, Adagrad
 from besskge_core.philox import Position
-from besskge_core.regularizer import LpRegularizer
-from besskge_core.runtime import LocalRuntime, ResidentRuntime, runtime_alone
+from besskge_core.runtime import LocalRuntime, ResidentRuntime
 from besskge_core.runtime import resident as module
 from besskge_core.runtime import window as window_module
-from besskge_core.runtime.devices import checked_device
-from besskge_core.sharding import PartitionedTripleSet, Sharding, most_frequent_entities
-from besskge_core.training import train
-from besskge_core.training.checkpoint import find_checkpoints
-from besskge_core.training.config import (
-    BatchConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainingConfig,
-)
-
-
-@pytest.fixture
-def plain(monkeypatch):
-    """Operations are plain torch, as where no native library serves."""
-    monkeypatch.setattr(native, "NATIVE", False)
-
-
-class Case:
-    """A model, its sampler and its optimiser; each begins with the same weights."""
-
-    def __init__(
-        self, graph, mover=EmbeddingMovingBessKGE, score="complex", flat=True, scheme="t",
-        rigid=True, loss=None, optimizer="adagrad", n_shard=3, n_micro=2, dtype=torch.float32,
-        weighted=False, n_hub=0, inverse=False, known=False, **options,
-    ) -> None:  # fmt: skip
-        hubs = most_frequent_entities(graph.triples["train"], graph.n_entity, n_hub)
-        sharding = Sharding.create(graph.n_entity, n_shard, 0, None, hubs)
-        triples = PartitionedTripleSet.create_from_dataset(
-            graph, "train", sharding, add_inverse_triples=inverse
-        )
-        make = RigidShardedBatchSampler if rigid else RandomShardedBatchSampler
-        if mover is OneVsAllBessKGE:
-            negatives = PlaceholderNegativeSampler("t")
-        elif scheme == "either":
-            negatives = BernoulliShardedNegativeSampler(triples, 3, 0, flat_negative_format=flat)
-        else:
-            negatives = RandomShardedNegativeSampler(3, sharding, 0, scheme, False, flat)
-        negatives.known = KnownTriples.of(graph) if known else None
-        self.sampler = make(triples, negatives, 12, n_micro, seed=3, hrt_freq_weighting=weighted)
-        score_fn = make_score(score, sharding, 4, dtype=dtype, inverse=inverse)
-        if mover is OneVsAllBessKGE:
-            self.model = OneVsAllBessKGE(score_fn, sides=("tail",), **options)
-        else:
-            loss = LogSigmoidLoss(1.0, True) if loss is None else loss
-            self.model = mover(negatives, score_fn, loss, **options)
-        rate = dict(lr=0.1, weight_decay=0.01)
-        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters(), seed=9, **rate)
-
-    def followed(self, make, n_epoch=2, change=lambda optimizer: None):
-        """Losses of some epochs, then weights and state."""
-        runtime, losses = make(self.model), []
-        for epoch in range(n_epoch):
-            step = runtime.training_step(self.optimizer)
-            for batch in runtime.dataloader(self.sampler, epoch):
-                losses.append(step(batch)["loss"])
-                change(self.optimizer)
-        states = [self.optimizer.state[p] for p in self.model.parameters()]
-        kept = [state[k] for state in states for k in sorted(state)]
-        assert all(not isinstance(x, torch.Tensor) or x.is_floating_point() for x in kept)
-        tensors = [torch.as_tensor(x) for x in kept]
-        return [torch.stack(losses), *(p.detach() for p in self.model.parameters()), *tensors]
-
-
-def resident(model):
-    return ResidentRuntime(model, "cpu")
-
-
-def same_bits(a, b):
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b))
-
-
-CASES = {
-    "moving embeddings, rigid": dict(),
-    "moving scores, random": dict(mover=ScoreMovingBessKGE, rigid=False),
-    "candidates of each": dict(flat=False, scheme="ht"),
-    "either side": dict(scheme="either", flat=False),
-    "weights": dict(weighted=True, loss=SampledSoftmaxCrossEntropyLoss(37)),
-    "distances": dict(score="rotate", scheme="h"),
-    "a regularizer": dict(regularizer=LpRegularizer(0.1)),
-    "augmented": dict(augment_negative=True),
-    "one shard": dict(n_shard=1, flat=False),
-    "without true triples": dict(known=True, scheme="ht", n_hub=3),
-    "without true triples, one shard": dict(known=True, n_shard=1, inverse=True, rigid=False),
-    "half": dict(dtype=torch.bfloat16),
-    "all entities": dict(mover=OneVsAllBessKGE),
-    "all entities, distances": dict(mover=OneVsAllBessKGE, score="transe"),
-}
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
@@ -218,11 +116,6 @@ def test_turns_may_be_taken_in_any_order_and_again(graph, plain, monkeypatch):
         for m, micro in enumerate(turns[i]):
             assert torch.equal(micro.columns["negative"], own["negative"][m])
             assert torch.equal(micro.columns["head"], own["head"][m])
-
-
-def poison(case):
-    with torch.no_grad():
-        case.model.entity_embedding.fill_(math.nan)
 
 
 def test_no_weight_changes_once_a_loss_was_not_finite(graph, plain, monkeypatch):
@@ -360,121 +253,3 @@ def test_what_does_not_fit_is_refused_before_it_is_made(graph, what, monkeypatch
             ResidentRuntime(Case(graph).model, "meta")
         else:
             runtime.training_step(Adagrad(case.model.parameters(), lr=0.1))
-
-
-# -- who chooses it ------------------------------------------------------------------------------
-
-
-def test_a_gpu_that_is_not_there_is_refused_by_name():
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(ConfigError, match=r"device is 'cuda', but this torch \(.*\) has no CUDA"):
-        checked_device("cuda")
-    with pytest.raises(ConfigError, match="expected 'cpu', 'cuda' or 'cuda:0'"):
-        checked_device("gpu")
-
-
-def config_of(seconds, **optimizer):
-    return TrainingConfig(
-        DataConfig("family", dict(n_person=60)),
-        ModelConfig(score_function="distmult", dim=8),
-        BatchConfig(n_shard=2, batch_size=64, n_negative=16),
-        optimizer=OptimizerConfig(**optimizer),
-        run=RunConfig(epochs=3, checkpoint_seconds=seconds, trackers=""),
-    )
-
-
-def trained(folder, monkeypatch, make, seconds=1000.0, **optimizer):
-    monkeypatch.setattr("besskge_core.runtime.distributed.runtime_alone", make)
-    return train(config_of(seconds, **optimizer), folder)
-
-
-def on_device(model, device, n_worker):
-    return ResidentRuntime(model, "cpu", n_worker)
-
-
-def test_a_run_is_the_same_on_the_device(tmp_path, plain, monkeypatch):
-    runs = {
-        name: trained(tmp_path / name, monkeypatch, make, schedule="linear", warmup=0.2)
-        for name, make in (("device", on_device), ("host", runtime_alone))
-    }
-    losses = {name: [x["loss"] for x in run.history] for name, run in runs.items()}
-    assert losses["device"] == losses["host"]
-    assert runs["device"].metrics == runs["host"].metrics
-
-
-def test_a_run_that_diverges_there_keeps_a_finite_checkpoint(tmp_path, plain, monkeypatch):
-    with pytest.raises(NonFiniteLossError, match="the loss of one of the last 1 steps is"):
-        trained(tmp_path / "run", monkeypatch, on_device, 0.0, lr=1e30)
-    for checkpoint in find_checkpoints(tmp_path / "run" / "checkpoints"):
-        for part in checkpoint.glob("*.safetensors"):
-            assert all(x.isfinite().all() for x in load_file(part).values())
-
-
-# -- on a GPU --------------------------------------------------------------------------------------
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_a_gpu_replays_the_step_as_a_graph_and_agrees_with_the_host(graph, options):
-    local = Case(graph, **options)
-    local.model.to("cpu")
-    expected = local.followed(LocalRuntime, n_epoch=4)
-    case = Case(graph, **options)
-    made = []
-
-    def on_gpu(model):
-        made.append(ResidentRuntime(model, "cuda"))
-        return made[-1]
-
-    found = case.followed(on_gpu, n_epoch=4)
-    runtime = made[0]
-    program, drawing = runtime._programs[0], runtime._drawing
-    assert program.run.is_captured, program.run.reason
-    assert not drawing.fill.reason
-    half = options.get("dtype") is torch.bfloat16
-    # Sums have another order there.
-    tolerance = dict(rtol=5e-2, atol=5e-2) if half else dict(rtol=1e-3, atol=1e-4)
-    for x, y in zip(found, expected):
-        torch.testing.assert_close(x.cpu(), y.to(x.dtype), **tolerance)
-
-
-@pytest.mark.gpu
-def test_a_gpu_draws_the_batches_of_the_host(graph):
-    case = Case(graph, n_micro=1)
-    runtime = ResidentRuntime(case.model, "cuda")
-    for epoch in range(2):
-        for step, turn in enumerate(runtime.dataloader(case.sampler, epoch)):
-            own = case.sampler.batch(Position(epoch, step))
-            (micro,) = turn
-            for name, x in micro.columns.items():
-                assert torch.equal(x.cpu(), own[name][0])
-
-
-@pytest.mark.gpu
-def test_a_gpu_does_not_wait_for_the_host(graph):
-    case = Case(graph)
-    runtime = ResidentRuntime(case.model, "cuda")
-    step = runtime.training_step(case.optimizer)
-    turns = list(runtime.dataloader(case.sampler, 0))
-    step(turns[0])
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step(turns[1])  # launched operation by operation, before the capture
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-@pytest.mark.gpu
-def test_a_gpu_stops_when_a_loss_is_not_finite(graph, monkeypatch):
-    monkeypatch.setattr(module, "LOOK_EVERY", 8)
-    case = Case(graph)
-    runtime = ResidentRuntime(case.model, "cuda")
-    step = runtime.training_step(case.optimizer)
-    with pytest.raises(NonFiniteLossError, match="8 to 16 micro-batches ago"):
-        for epoch in range(20):
-            for turn in runtime.dataloader(case.sampler, epoch):
-                step(turn)
-            if epoch == 3:
-                poison(case)

@@ -87,6 +87,39 @@ def test_why_there_are_no_kernels_is_told(monkeypatch):
     assert gpu.missing() == f"torch {torch.__version__} is too old"
 
 
+REGISTERED = """
+import sys, torch
+torch.version.cuda = "13.0"  # as where torch is built with it; there need be no GPU
+if sys.argv[1] == "without":
+    sys.modules["besskge_core._native"] = None
+from besskge_core.ops import gpu, native
+print(native.MISSING_ON_GPU or all(
+    torch._C._dispatch_has_kernel_for_dispatch_key(f"besskge::{name}", "CUDA") for name in gpu.MODULES
+), native.ON_GPU == frozenset(gpu.MODULES))
+x = torch.empty(3, 4, device="meta")
+print(tuple(torch.ops.besskge.pairwise(x, x, "l1", None).shape))
+"""
+
+
+@pytest.mark.parametrize("library", ["with", "without"])
+def test_kernels_are_registered_with_and_without_the_library(library):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", REGISTERED, library], cwd=HERE.parent,
+        env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "True True\n(3, 3)\n", done.stderr[-3000:]
+
+
+def test_modules_can_be_imported_without_triton():
+    program = (
+        "import sys, importlib\nsys.modules['triton'] = None\nfrom besskge_core.ops import gpu\n"
+        "for name in gpu.MODULES: gpu.launcher(name)\n"
+        "from besskge_core.ops.gpu.language import HAS_TRITON\nprint(HAS_TRITON)"
+    )
+    out = subprocess.run([sys.executable, "-c", program], cwd=HERE.parent, stdout=subprocess.PIPE)
+    assert out.stdout.decode() == "False\n"
+
+
 @pytest.fixture(scope="module")
 def operations():
     """The operations as a device without the C++ library has them, in a space of their own."""

@@ -11,18 +11,19 @@ from besskge_core.ops.gpu.gather import gather
 from besskge_core.ops.gpu.pairwise import pairwise, pairwise_backward
 from besskge_core.ops.gpu.rank_counts import rank_counts
 from besskge_core.ops.gpu.sampled_loss import sampled_loss
-from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update
+from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update, update_rows
 from besskge_core.ops.gpu.segments import sum_runs
 from besskge_core.ops.gpu.softmax_tiles import softmax_gradient, softmax_log_sum
 from besskge_core.ops.gpu.tile_products import softmax_gradients, softmax_scores
 from besskge_core.ops.pairwise import COMPARISONS
+from besskge_core.ops.rules import Rule
 from besskge_core.ops.sampled_loss import MOVES
 
 meta = functools.partial(torch.empty, device="meta")
 
 
 def integers(*shape, dtype=torch.int64):
-    return meta(*shape, dtype=dtype)
+    return meta(shape, dtype=dtype)
 
 
 def update(rule, dtype, width, n_row=2_500_604, n_value=50_000, n_unique=40_000):
@@ -33,6 +34,16 @@ def update(rule, dtype, width, n_row=2_500_604, n_value=50_000, n_unique=40_000)
     scatter_update(
         meta(n_row, width, dtype=dtype), state, meta(n_value, width), integers(n_unique),
         integers(n_unique), integers(n_value), rule, 0.1, 0.0, 0.9, 0.99, 1e-8, 3, 7, 1,
+    )  # fmt: skip
+
+
+def captured_update(rule, width=100, n_row=2_500_604, n_value=50_000):
+    """An update whose step and learning rate lie on the device."""
+    state = [meta(n_row, width)] * 2
+    update_rows(
+        meta(n_row, width), state, meta(n_value, width),
+        (integers(n_value + 1), integers(n_value + 1), integers(n_value)),
+        Rule(rule, meta((), dtype=torch.float64), 0.1, 0.9, 0.99, 1e-8), integers(), None, 0,
     )  # fmt: skip
 
 
@@ -84,6 +95,7 @@ def all_products(dtype, width, n_row, add, excludes, n_query=1000):
 
 CASES = {
     "gather float32": lambda: gather(meta(1, 2_500_604, 100), integers(1, 50_000)),
+    "captured update": functools.partial(captured_update, "adam"),
     "gather bfloat16": lambda: gather(
         meta(2, 9_000, 256, dtype=torch.bfloat16), integers(2, 999, dtype=torch.int32)
     ),

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed")
+from besskge_core.ops.gpu.language import HAS_TRITON, triton
 
-import triton
+if not HAS_TRITON:
+    pytest.skip("Triton is not installed, or too old", allow_module_level=True)
+
 from triton.runtime import interpreter
 
 #: Where kernels run in these tests.

@@ -110,7 +110,7 @@ class Run:
 
         if "tests" in wanted:
             self._section(
-                "tests", "Tests", lambda: run_tests(self.options, bench.left()), tests_in_words
+                "tests", "Tests", lambda: run_marked(self.options, bench.left()), tests_in_words
             )
         self._section("roofs", "The machine", measure_roofs, kernels.roofs_as_markdown)
         for name in SECTIONS:
@@ -119,11 +119,22 @@ class Run:
                 act = functools.partial(module.measure, bench, roofs)
                 self._section(name, module.TITLE, act, module.as_markdown)
 
+        kernels_of = sorted(str(x.relative_to(ROOT)) for x in ROOT.glob("tests/test_triton_*.py"))
+        if "tests" in wanted and kernels_of and not self.options.rehearse:
+            # Last, for compiling all of them may take what time is left.
+            self._section(
+                "kernel_tests", "Tests of the kernels, compiled here",
+                lambda: run_tests(["-m", "not gpu", *kernels_of], bench.left() - 5.0),
+                tests_in_words,
+            )  # fmt: skip
+
     def failed(self) -> List[str]:
         """The sections that did, and the tests if some of them did."""
         found = [x for x, entry in self.report["sections"].items() if "error" in entry]
-        tests = self.report["sections"].get("tests", {}).get("found")
-        return [*found, "tests"] if tests and tests["status"] else found
+        for name in ("tests", "kernel_tests"):
+            tests = self.report["sections"].get(name, {}).get("found")
+            found += [name] if tests and tests["status"] else []
+        return found
 
     def _section(
         self, name: str, title: str, act: Callable[[], Any], words: Callable[..., List[str]]
@@ -182,25 +193,30 @@ def versions(torch: Any) -> Dict[str, Optional[str]]:
     return found
 
 
-def run_tests(options: argparse.Namespace, left: float) -> Dict[str, Any]:
-    """What pytest says of the tests that are marked `gpu`, in a process of its own."""
+def run_marked(options: argparse.Namespace, left: float) -> Dict[str, Any]:
+    """What pytest says of the tests that are marked `gpu`."""
+    return run_tests(["-m", "gpu", options.tests], min(left / 2, TEST_BUDGET))
+
+
+def run_tests(which: List[str], seconds: float) -> Dict[str, Any]:
+    """What pytest says of some tests, in a process of its own."""
     if not is_there("pytest"):
         return {"summary": "pytest is not installed: not run", "status": 0}
     command = [
-        sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider",
-        "-o", "filterwarnings=default", "-rfE", options.tests,
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider",
+        "-o", "filterwarnings=default", "-rfE", *which,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("TRITON_INTERPRET", None)
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, timeout=min(left / 2, TEST_BUDGET), text=True,
+            command, cwd=ROOT, env=environment, timeout=max(seconds, 1.0), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         output = error.stdout or b""
         text = output.decode(errors="replace") if isinstance(output, bytes) else output
-        return {"summary": "ran out of time", "status": 1, "output": text[-4000:]}
+        return {"summary": f"not done after {seconds:.0f} s", "status": 1, "output": text[-4000:]}
     lines = done.stdout.strip().splitlines() or ["no output"]
     print(done.stdout[-6000:] if done.returncode else lines[-1], flush=True)
     failures = [x for x in lines if re.match(r"(FAILED|ERROR) ", x)]

@@ -66,6 +66,13 @@ def scatter_update(
         ValueError: other shapes, or a plan that does not fit them.
     """
     if _is_native(table, state, values):
+        if table.is_cuda:  # past the dispatcher, whose numbers are those of the host
+            from besskge_core.ops.gpu.scatter_update import update_rows  # needs Triton
+
+            seed, stream = (None, 0) if rounding is None else rounding
+            plan = unique_rows, run_offsets, order
+            update_rows(table, state, values, plan, rule, step, seed, stream)
+            return
         rule = rule._replace(lr=float(rule.lr))
         torch.ops.besskge.scatter_update(
             table, state, values, unique_rows, run_offsets, order, *rule, int(step),

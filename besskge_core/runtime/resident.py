@@ -28,7 +28,7 @@ from besskge_core.bess.resident_filter import why_no_filter
 from besskge_core.embedding import Embedding
 from besskge_core.errors import NonFiniteLossError
 from besskge_core.ops import RowPlan
-from besskge_core.optim import Clock, RowOptimizer, RuleOptimizer
+from besskge_core.optim import RowOptimizer, RuleOptimizer
 from besskge_core.runtime.base import (
     AFTER_NO_LOSS,
     Model,
@@ -37,6 +37,7 @@ from besskge_core.runtime.base import (
     nothing,
     stack_outputs,
 )
+from besskge_core.runtime.clock import DeviceClock
 from besskge_core.runtime.devices import checked_device
 from besskge_core.runtime.graphs import Replayed
 from besskge_core.runtime.local import LocalRuntime
@@ -84,7 +85,7 @@ class _Program(NamedTuple):
 
     drawing: Drawing
     tensors: Tuple[int, ...]
-    clock: Clock
+    clock: DeviceClock
     run: Replayed[Dict[str, Tensor]]
 
 
@@ -120,7 +121,7 @@ class ResidentRuntime(LocalRuntime):
         self._drawing: Optional[Drawing] = None
         self._programs: List[_Program] = []
         self._is_finite = torch.ones((), dtype=torch.bool, device=self.device)
-        self._clock: Optional[Clock] = None
+        self._clock: Optional[DeviceClock] = None
         self._n_since, self._seen = 0, _Seen()
 
     def dataloader(
@@ -216,7 +217,7 @@ class ResidentRuntime(LocalRuntime):
         for program in self._programs:
             if program.drawing is drawing and program.tensors == tensors:
                 return program
-        clock = Clock(optimizer, self.device)
+        clock = DeviceClock(optimizer, self.device)
 
         def run() -> Dict[str, Tensor]:
             # Here alone, so that other steps of the optimiser read what the host says.
