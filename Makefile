@@ -1,5 +1,6 @@
 # make train | test | ci | bench | asan, from an empty checkout: needs Python 3.8 or newer with pip, and a
-# C++ compiler for the native operations. make ipu-ops needs a Poplar SDK instead.
+# C++ compiler for the native operations. make ipu-ops needs a Poplar SDK instead; make test-ipu-env
+# runs the tests with the Python, torch and numpy of that SDK, and needs Python 3.8.
 #
 #   PYTHON   the interpreter to start from; a torch that it has is used
 #   VENV     the environment to make or to use; a torch that it has is kept
@@ -8,6 +9,14 @@
 #   CONFIG   which of examples/configs/*.toml `make train` runs, anew
 #   DATASET  short for CONFIG=DATASET-complex, in runs/DATASET
 #   ARGS     more arguments for besskge train, pytest or a benchmark
+#
+# and for make test-ipu-env, which installs the versions in custom_ops/ipu/poplar-sdk-3.4.txt:
+#
+#   PYTHON38  PYTHON of this; by default python3.8 of PATH, or the first 3.8 of pyenv
+#   VENV38    VENV of this
+#   TORCH38   TORCH of this. Pip's usual index has a torch with CUDA's libraries, 2.3 GB to fetch;
+#             PyTorch's own, named in benchmarks/install_peers.sh, has one without, as the SDK has:
+#             TORCH38="torch --index-url ..."
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,13 +24,20 @@ TORCH ?= torch==2.13.0
 DATASET ?= family
 CONFIG ?= $(DATASET)-complex
 ARGS ?=
+IS_38 := import sys; sys.exit(sys.version_info[:2] != (3, 8))
+PYTHON38 ?= $(shell for python in python3.8 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.8.*/bin/python; do \
+  "$$python" -c "$(IS_38)" 2> /dev/null && { echo "$$python"; break; }; done)
+VENV38 ?= .venv-ipu
+TORCH38 ?= torch
+# A file of versions for pip to keep to, or none.
+CONSTRAINTS ?=
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.besskge_core
 BUILT_FROM := setup.cfg setup.py pyproject.toml \
   $(shell find custom_ops -path custom_ops/ipu -prune -o \( -name '*.cpp' -o -name '*.h' \) -print)
 
-.PHONY: install train test asan ipu-ops ci format format-check lint types bench clean
+.PHONY: install train test test-ipu-env asan ipu-ops ci format format-check lint types bench clean
 
 install: $(READY)
 
@@ -31,6 +47,14 @@ train: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+# All tests: the IPU's runtime imports two thirds of the package, and who uses it the rest beside it.
+test-ipu-env:
+	@"$(PYTHON38)" -c "$(IS_38)" 2> /dev/null || { \
+	  echo "PYTHON38='$(PYTHON38)' is no Python 3.8, which PopTorch needs. Install one, as with" \
+	    "'pyenv install 3.8', or name it: make $@ PYTHON38=/path/to/python3.8" >&2; exit 1; }
+	$(MAKE) test PYTHON="$(PYTHON38)" VENV="$(VENV38)" TORCH="$(TORCH38)" \
+	  CONSTRAINTS=custom_ops/ipu/poplar-sdk-3.4.txt
 
 # The tests of the native operations, on a build of its own that stops at memory errors. Python is
 # not built so: the runtime is preloaded, with the library whose throw it watches, and what Python
@@ -69,13 +93,13 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 clean:
-	rm -rf build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -f besskge_core/_native*.so
+	rm -rf build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -f besskge_core/_native*.so $(READY) $(VENV38)/$(notdir $(READY))
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # The environment, installed from the files above. Whatever torch is there stays: one of $(PYTHON)
 # is made visible by a path file, and a constraint keeps pip from replacing it.
-$(READY): $(BUILT_FROM)
+$(READY): $(BUILT_FROM) $(CONSTRAINTS)
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 	  $(PYTHON) -m venv --clear --without-pip $(VENV) && \
 	  $(PYTHON) -m pip --python $(BIN)/python install pip; }
@@ -85,10 +109,11 @@ $(READY): $(BUILT_FROM)
 	  echo "$$outer" > "$$($(BIN)/python -c \
 	    'import sysconfig; print(sysconfig.get_path("purelib"))')/besskge_core-torch.pth" && \
 	  $(BIN)/python -W ignore -c 'import torch'; } || \
-	  $(BIN)/python -m pip install $(TORCH)
-	$(BIN)/python -m pip list --format=freeze | grep '^torch==' > $(VENV)/torch.txt
-	$(BIN)/python -m pip install -c $(VENV)/torch.txt 'pip>=21.3' 'setuptools>=64' wheel ninja
-	$(BIN)/python -m pip install -c $(VENV)/torch.txt --no-build-isolation -e '.[dev]'
+	  $(BIN)/python -m pip install $(addprefix -c ,$(CONSTRAINTS)) $(TORCH)
+	$(BIN)/python -m pip list --format=freeze | grep '^torch==' > $(VENV)/constraints.txt
+	cat $(CONSTRAINTS) /dev/null >> $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt 'pip>=21.3' 'setuptools>=64' wheel ninja
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt --no-build-isolation -e '.[dev]'
 	@$(BIN)/python -c 'from besskge_core.ops.native import MISSING; \
 	  print("native operations:", MISSING or "built")'
 	touch $(READY)

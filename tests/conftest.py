@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Dict
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # Triton reads it when it is first imported, by whomever
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import settings
 from loss_support import all_losses, random_labelled, random_scores
 from pairs_support import NATIVE, SETS
@@ -16,6 +21,7 @@ from support import random_triples
 
 from besskge_core.dataset import KGDataset
 from besskge_core.loss import LOSSES
+from besskge_core.ops.native import MISSING
 
 # The same examples in every run, and no time limit: a test states a claim, not a speed.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
@@ -24,6 +30,11 @@ settings.load_profile("repeatable")
 
 # The tensors are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+
+def pytest_report_header() -> str:
+    versions = f"torch {torch.__version__}, numpy {np.__version__}"
+    return f"{versions}, native operations: {MISSING or 'built'}"
 
 
 @pytest.fixture

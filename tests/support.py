@@ -34,6 +34,11 @@ needs_half = pytest.mark.skipif(
     not _multiplies_halves(), reason="this torch has no float16 products on the CPU"
 )
 
+#: For tests of what native operations tell torch about themselves.
+needs_opcheck = pytest.mark.skipif(
+    not hasattr(torch.library, "opcheck"), reason="this torch has no opcheck"
+)
+
 
 def random_triples(n_entity: int, n_relation: int, n: int, seed: int) -> np.ndarray:
     """Distinct (h, r, t); a quarter of the tails are entity 5."""

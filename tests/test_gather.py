@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import needs_opcheck
 from torch.testing import assert_close
 
 from besskge_core.ops import gather
@@ -166,6 +167,7 @@ def test_the_operation_names_itself_in_its_errors():
         torch.ops.besskge.lookup_entries(index[0])
 
 
+@needs_opcheck
 @needs_build
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
 def test_the_operations_are_registered_well(generator, dtype):

@@ -19,6 +19,7 @@ from pairs_support import (
     value_and_gradients,
     width_of,
 )
+from support import needs_opcheck
 from torch.testing import assert_close
 
 from besskge_core.errors import ConfigError, ShapeError
@@ -254,7 +255,7 @@ def test_the_operation_itself_refuses_what_it_cannot_read():
 
 
 @native
-@pytest.mark.skipif(not hasattr(torch.library, "opcheck"), reason="of later torch")
+@needs_opcheck
 def test_torch_is_told_what_the_operations_do(comparison):
     q, table, index = case(comparison, 5, 7, 1, 9, 6)
     given = q, table[0], index, comparison

@@ -19,7 +19,7 @@ from pairs_support import (
     value_and_gradients,
     width_of,
 )
-from support import needs_half
+from support import needs_half, needs_opcheck
 from torch.testing import assert_close
 
 from besskge_core.errors import ConfigError, ShapeError
@@ -356,7 +356,7 @@ def test_the_operation_itself_refuses_what_it_cannot_read():
 
 
 @native
-@pytest.mark.skipif(not hasattr(torch.library, "opcheck"), reason="of later torch")
+@needs_opcheck
 def test_torch_is_told_what_the_operations_do():
     for name in (*COMPARISONS, *WEIGHTED):
         comparison, (q, e, *weight) = case(name, 7, 9, 5)

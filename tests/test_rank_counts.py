@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import needs_opcheck
 
 from besskge_core.errors import ShapeError
 from besskge_core.ops import Filter, rank_counts
@@ -111,7 +112,7 @@ def test_threads_change_nothing(generator, threads):
 
 
 @needs_native
-@pytest.mark.skipif(not hasattr(torch.library, "opcheck"), reason="torch is too old for opcheck")
+@needs_opcheck
 def test_the_registration_is_right(generator):
     scores, answer, row, filtered = sample(SHAPES["some"], torch.float32, generator)
     torch.library.opcheck(torch.ops.besskge.rank_counts, (scores, answer, row, *filtered, 3))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support import needs_opcheck
 
 from besskge_core import philox
 from besskge_core.batch_sampler import RandomShardedBatchSampler, RigidShardedBatchSampler
@@ -201,6 +202,7 @@ def test_a_row_out_of_range_is_named(plan, wrong):
         plan(torch.tensor([[3, 8], [wrong, 0]]), 9)
 
 
+@needs_opcheck
 @needs_build
 def test_the_operations_are_registered_well(rng):
     native, kinds = torch.ops.besskge, ("test_schema", "test_faketensor")

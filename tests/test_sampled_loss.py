@@ -17,6 +17,7 @@ from pairs_support import (
     same_bits,
     value_and_gradients,
 )
+from support import needs_opcheck
 from torch.testing import assert_close
 
 from besskge_core.errors import ConfigError, ShapeError
@@ -328,7 +329,7 @@ def test_the_operation_itself_refuses_what_it_cannot_compute(changes, error, exp
 
 
 @native
-@pytest.mark.skipif(not hasattr(torch.library, "opcheck"), reason="of later torch")
+@needs_opcheck
 @pytest.mark.parametrize("wanted", [False, True])
 def test_torch_is_told_what_the_operation_does(layout, wanted):
     table, index, relation, relation_id, weight = case(layout=layout)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from support import needs_opcheck
 
 from besskge_core.ops import Rounding, Rule, plan_rows, prefer_huge_pages, scatter_update
 from besskge_core.ops.native import NATIVE
@@ -330,7 +331,7 @@ def test_plans_that_would_write_elsewhere_are_refused(plan, expected):
 
 
 @native
-@pytest.mark.skipif(not hasattr(torch.library, "opcheck"), reason="of later torch")
+@needs_opcheck
 def test_torch_is_told_what_the_operations_do():
     table, state = tables("adam", 5)
     values, plan = gradients([7, 3, 7], 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support import needs_opcheck
 from torch.testing import assert_close
 
 from besskge_core.errors import ShapeError
@@ -288,7 +289,7 @@ def test_a_buffer_is_of_the_shape_and_type_asked_for():
 
 
 @needs_native
-@pytest.mark.skipif(not hasattr(torch.library, "opcheck"), reason="torch is too old for opcheck")
+@needs_opcheck
 def test_the_registrations_are_right(generator):
     query, rows = make_products(generator, 4, 32)  # whole tiles: the rest of one is undefined
     logits, ops = make_logits(4, 32, 3, generator), torch.ops.besskge

@@ -124,7 +124,7 @@ def test_the_run_says_what_its_program_needs(tmp_path):
 def test_narrow_tables_are_trained_and_stored(tmp_path, dtype):
     flags: Any = dict(table_dtype=dtype, epochs=2)
     if dtype == "float16":
-        config = on_ipus("emulate", stochastic_rounding=True, state_dtype="float16", **flags)
+        config = on_ipus("emulate", state_dtype="float16", **flags)
     else:
         config = small(**flags)
     result = train(config, tmp_path / "run")

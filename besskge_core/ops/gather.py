@@ -37,7 +37,7 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
         IndexError: an index out of range, on the CPU.
     """
     match_shapes(table=(table, "L E D"), index=(index, "L K"))
-    if native.serves(table, *_NATIVE_DTYPES):
+    if native.serves("gather", table, *_NATIVE_DTYPES):
         rows: Tensor = torch.ops.besskge.gather(table, index)
         return rows
     return _traced(table, index) if is_traced() else reference(table, index)

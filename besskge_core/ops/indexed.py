@@ -47,7 +47,7 @@ def indexed(
     match_shapes(q=(q, "B D"), table=(table, "L E D"), index=(index, "B N"))
     if comparison not in COMPARISONS:
         raise ConfigError(f"unknown comparison {comparison!r}; expected one of {COMPARISONS}")
-    if not (native.serves(q, torch.float32) and table.dtype == q.dtype):
+    if not (native.serves("indexed", q, torch.float32) and table.dtype == q.dtype):
         return reference(q, table, index, comparison)
     wanted = torch.is_grad_enabled() and (q.requires_grad or table.requires_grad)
     if plan is None and wanted:

@@ -1,4 +1,8 @@
-"""Whether the native library is there and of these sources; the one place that decides."""
+"""Whether an operation is native, and where: the one place that decides.
+
+On a CPU it is C++, if the library is there and of these sources; on an NVIDIA GPU it is a Triton
+kernel, if :mod:`besskge_core.ops.gpu` has one. Either way it is called as `torch.ops.besskge`.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,12 @@ import importlib
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, Callable, FrozenSet, List
 
 import torch
 from torch import Tensor
 
+from besskge_core.ops import gpu
 from besskge_core.ops.sources import sources_digest
 from besskge_core.ops.tracing import is_traced
 
@@ -42,18 +47,24 @@ def _missing() -> str:
     return found
 
 
-#: Why operations run on their references; empty if they are native.
+#: Why operations run on their references on a CPU; empty if they are native.
 MISSING = _missing()
 
 NATIVE = not MISSING
 
+#: Why operations run on their references on a GPU; empty if some are native.
+MISSING_ON_GPU = gpu.missing() or (MISSING if "other sources" in MISSING else "")
 
-def serves(x: Tensor, *dtypes: torch.dtype) -> bool:
-    """Whether native operations compute with `x`: on a CPU, of these dtypes, and not while a graph
-    is traced for another device."""
-    if is_traced() or torch._C._get_tracing_state():
+#: Operations that are native on a GPU.
+ON_GPU: FrozenSet[str] = frozenset() if MISSING_ON_GPU else gpu.register()
+
+
+def serves(operation: str, x: Tensor, *dtypes: torch.dtype) -> bool:
+    """Whether an operation computes natively with `x`: it is built for the device, x is of these
+    dtypes, and no graph is being traced for another device."""
+    if is_traced() or torch._C._get_tracing_state() or x.dtype not in dtypes:
         return False
-    return NATIVE and x.is_cpu and x.dtype in dtypes
+    return (NATIVE and x.is_cpu) or (x.is_cuda and operation in ON_GPU)
 
 
 def operations() -> List[str]:
@@ -66,7 +77,7 @@ def operations() -> List[str]:
 
 
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Tell torch the shapes of `besskge::name`, where it is built and torch is new enough."""
-    if NATIVE and hasattr(torch.library, "register_fake"):
+    """Tell torch the shapes of `besskge::name`, where there is one and torch is new enough."""
+    if (NATIVE or name in ON_GPU) and hasattr(torch.library, "register_fake"):
         return torch.library.register_fake(f"besskge::{name}")
     return lambda function: function

@@ -58,7 +58,7 @@ def pairwise(q: Tensor, e: Tensor, comparison: str, weight: Optional[Tensor] = N
 
 def serves(x: Tensor) -> bool:
     """Whether comparisons of such rows are native."""
-    return native.serves(x, *_NATIVE_DTYPES)
+    return native.serves("pairwise", x, *_NATIVE_DTYPES)
 
 
 def native_pairwise(

@@ -73,7 +73,7 @@ def rank_counts(
     if filtered is None:
         none = torch.zeros(len(scores) + 1, dtype=torch.int64, device=scores.device)
         filtered = Filter(none, none[:0])
-    if native.serves(scores, *_NATIVE_DTYPES):
+    if native.serves("rank_counts", scores, *_NATIVE_DTYPES):
         counts: Tuple[Tensor, Tensor] = torch.ops.besskge.rank_counts(
             scores, answer_score, row, *filtered, first
         )

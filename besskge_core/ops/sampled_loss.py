@@ -81,7 +81,7 @@ class Pairing(NamedTuple):
 
 def serves(table: Tensor) -> bool:
     """Whether the loss is native for this table."""
-    return native.serves(table, torch.float32)
+    return native.serves("sampled_loss", table, torch.float32)
 
 
 def sampled_loss(

@@ -73,7 +73,7 @@ def scatter_update(
 
 def _is_native(table: Tensor, state: Sequence[Tensor], values: Tensor) -> bool:
     return (
-        native.serves(table, *_NATIVE_DTYPES)
+        native.serves("scatter_update", table, *_NATIVE_DTYPES)
         and values.dtype in _NATIVE_DTYPES
         and table.dim() > 0
         and table.is_contiguous()

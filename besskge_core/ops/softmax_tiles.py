@@ -74,7 +74,7 @@ def softmax_log_sum(scores: Tensor, logits: Logits) -> Tuple[Tensor, Tensor]:
         ShapeError: on other shapes.
     """
     _check(scores, logits)
-    if _native(scores):
+    if _native("softmax_log_sum", scores):
         found: Tuple[Tensor, Tensor] = torch.ops.besskge.softmax_log_sum(
             scores.detach(), logits.excluded, logits.row, logits.column, logits.margin,
             logits.temperature,
@@ -113,7 +113,7 @@ def softmax_gradient(scores: Tensor, logits: Logits, slope: Slope) -> Tensor:
     _check(scores, logits)
     match_shapes(scores=(scores, "Q T"), log_total=(slope.log_total, "Q"), weight=(slope.weight, "Q"))  # fmt: skip
     match_shapes(row=(logits.row, "K"), of_label=(slope.of_label, "K"))
-    if _native(scores):
+    if _native("softmax_gradient", scores):
         found: Tensor = torch.ops.besskge.softmax_gradient(
             scores.detach(), logits.excluded, logits.row, logits.column, *slope, logits.margin,
             logits.temperature,
@@ -134,8 +134,8 @@ def gradient_reference(scores: Tensor, logits: Logits, slope: Slope) -> Tensor:
     return grad.to(scores.dtype)
 
 
-def _native(scores: Tensor) -> bool:
-    return native.serves(scores, *_NATIVE_DTYPES)
+def _native(operation: str, scores: Tensor) -> bool:
+    return native.serves(operation, scores, *_NATIVE_DTYPES)
 
 
 def _check(scores: Tensor, logits: Logits) -> None:

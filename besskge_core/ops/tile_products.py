@@ -39,7 +39,7 @@ class Scored(NamedTuple):
 
 def buffer(sizes: Sequence[int], like: Tensor) -> Tensor:
     """A tensor of any contents, in the dtype of another; its memory is kept for the next, if native."""
-    if native.serves(like, like.dtype):
+    if native.serves("buffer", like, like.dtype):
         made: Tensor = torch.ops.besskge.buffer(list(sizes), like.dtype)
         return made
     return like.new_empty(tuple(sizes))
@@ -53,7 +53,7 @@ def inner_products(query: Tensor, rows: Tensor) -> Tensor:
     """
     match_shapes(query=(query, "Q D"), rows=(rows, "M D"))
     query, rows = query.detach(), rows.detach()
-    if native.serves(query, query.dtype):
+    if native.serves("inner_products", query, query.dtype):
         out: Tensor = torch.ops.besskge.inner_products(query, rows)
         return out
     return query @ rows.T
@@ -163,7 +163,10 @@ def _tiles(logits: Logits, n_row: int, height: int) -> Iterator[Tuple[slice, Ten
 
 
 def _native(query: Tensor, dtype: torch.dtype) -> bool:
-    return native.serves(query, torch.float32) and dtype in (torch.float32, torch.bfloat16)
+    return native.serves("softmax_scores", query, torch.float32) and dtype in (
+        torch.float32,
+        torch.bfloat16,
+    )
 
 
 def _check(query: Tensor, rows: Tensor, logits: Logits) -> None:

@@ -92,7 +92,11 @@ def _build_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Op
             f"optimizer {settings.optimizer!r} is for device 'ipu', got {config.run.device!r}"
         )
     optimizer: torch.optim.Optimizer = OPTIMIZERS[settings.optimizer](
-        parameters, lr=settings.lr, weight_decay=settings.weight_decay, seed=config.run.seed
+        parameters,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        stochastic_rounding=settings.stochastic_rounding,
+        seed=config.run.seed,
     )
     return optimizer
 

@@ -140,6 +140,10 @@ class OptimizerConfig:
     )  # fmt: skip
     lr: float = option(0.1, "learning rate")
     weight_decay: float = option(0.0, "decoupled weight decay of the rows touched")
+    stochastic_rounding: bool = option(
+        True, "round weights of 16 bits up or down at random, so that small updates count; of"
+        " float16 on IPUs alone",
+    )  # fmt: skip
     schedule: str = option("constant", "course of the learning rate", registry=SCHEDULES)
     warmup: float = option(0.0, "share of the run in which the learning rate rises to its value")
 
@@ -189,7 +193,6 @@ class IPUConfig:
     state_dtype: str = option(
         "float32", "type of the first moment or the velocity", choices=("float32", "float16")
     )
-    stochastic_rounding: bool = option(False, "round float16 weights up or down at random")
     half_partials: bool = option(False, "sum products up in float16")
     available_memory: Optional[float] = option(
         None, "share of an IPU's memory that products and gathers may take for a while"
@@ -203,12 +206,12 @@ class IPUConfig:
         False, "under poprun, each of several instances is a run of its own, with its own --out"
     )
 
-    def settings(self, seed: int) -> IPUSettings:
+    def settings(self, seed: int, stochastic_rounding: bool = False) -> IPUSettings:
         """The same for a runtime; `seed` is the device's."""
         return IPUSettings(
             gradient_accumulation=self.gradient_accumulation,
             half_partials=self.half_partials,
-            stochastic_rounding=self.stochastic_rounding,
+            stochastic_rounding=stochastic_rounding,
             available_memory=self.available_memory,
             executable_cache=self.executable_cache,
             target=None if self.ipu_target == "best" else self.ipu_target,
