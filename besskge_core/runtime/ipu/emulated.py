@@ -68,7 +68,7 @@ class EmulatedIPURuntime(IPURuntime):
         """Weights are here."""
 
     def description(self) -> str:
-        return "\n".join(map(str, self.programs.values()))
+        return "".join(f"{program}\n" for program in self.programs.values())
 
     def close(self) -> None:
         """Forget the programs; there is no device to give back."""
