@@ -34,7 +34,7 @@ from besskge_core.ops import (
     scatter_update,
     sparse_rows,
 )
-from besskge_core.ops.rules import PER_ROW, STATES, apply_rule
+from besskge_core.ops.rules import PER_ROW, STATES, Step, apply_rule
 from besskge_core.ops.scatter_update import change_rows
 from besskge_core.registry import Registry
 
@@ -44,6 +44,58 @@ Plans = Mapping[nn.Parameter, RowPlan]
 
 #: Arguments unique_rows, run_offsets and order of :func:`scatter_update`.
 Rows = Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]
+
+
+class Clock:
+    """What changes from step to step, kept on the device for steps that are captured and run again.
+
+    Args:
+        optimizer: whose learning rates and step counts these are.
+        device: where they lie.
+    """
+
+    def __init__(self, optimizer: RowOptimizer, device: torch.device) -> None:
+        self._optimizer, self._device = optimizer, device
+        self._lr = [self._number(0.0) for _ in optimizer.param_groups]
+        self._rate = [self._number(0.0) for _ in optimizer.param_groups]
+        #: what the device has been told of each group, and of each parameter
+        self._told_rate: List[float] = [0.0] * len(self._lr)
+        self._told_step: Dict[Tensor, int] = {}
+        self._steps: Dict[Tensor, Tensor] = {}
+
+    def _number(self, x: float) -> Tensor:
+        return torch.full((), x, dtype=torch.float64, device=self._device)
+
+    def set(self) -> None:
+        """Tell the device of learning rates and step counts that are others than it thinks."""
+        for i, group in enumerate(self._optimizer.param_groups):
+            if group["lr"] != self._told_rate[i]:
+                self._lr[i].fill_(group["lr"])
+                self._told_rate[i] = group["lr"]
+        for parameter, told in self._told_step.items():
+            step = self._optimizer.state[parameter]["step"]
+            if step != told:
+                self._steps[parameter].fill_(step)
+                self._told_step[parameter] = step
+
+    def hold(self, goes_on: Tensor) -> None:
+        """Learn at a rate of 0 unless `goes_on`, bool ()."""
+        for rate, lr in zip(self._rate, self._lr):
+            rate.copy_(torch.where(goes_on, lr, torch.zeros_like(lr)))
+
+    def tick(self, parameter: Tensor, step: int, group: Dict[str, Any]) -> Tuple[Tensor, Any]:
+        """The next step of a parameter, int64 (), and its group with the learning rate ()."""
+        if parameter not in self._steps:
+            self._steps[parameter] = torch.full((), step, device=self._device)
+            self._told_step[parameter] = step
+        i = next(i for i, x in enumerate(self._optimizer.param_groups) if x is group)
+        return self._steps[parameter].add_(1), {**group, "lr": self._rate[i]}
+
+    def count(self) -> None:
+        """Tell the optimiser that there was a step."""
+        for parameter in self._steps:
+            self._optimizer.state[parameter]["step"] += 1
+            self._told_step[parameter] += 1
 
 
 class RowOptimizer(torch.optim.Optimizer, abc.ABC):
@@ -60,7 +112,12 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
             rounded to the nearest, and updates below it are lost.
         seed: of that rounding, in [0, 2**63).
         defaults: further hyper-parameters of the subclass.
+
+    Attributes:
+        clock: where learning rates and step counts are read; None: they are numbers of the host.
     """
+
+    clock: Optional[Clock] = None
 
     def __init__(
         self,
@@ -97,10 +154,13 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         weight: Tensor,
         grad: Tensor,
         state: Dict[str, Tensor],
-        step: int,
+        step: Step,
         group: Mapping[str, float],
     ) -> None:
-        """Change a block of rows and their state in place; `step` counts from 1."""
+        """Change a block of rows and their state in place; `step` counts from 1.
+
+        With a clock, `step` and the group's "lr" are tensors ().
+        """
 
     @torch.no_grad()
     def step(  # type: ignore[override]
@@ -150,7 +210,11 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         kept: Dict[str, Any] = self.state[parameter]
         if not kept:
             kept.update(self.init_state(parameter, group), step=0)
-        kept["step"] = step = kept["step"] + 1
+        step: Step = kept["step"] + 1
+        if self.clock is None:
+            kept["step"] = step
+        else:
+            step, group = self.clock.tick(parameter, kept["step"], group)
         rows: Rows = (None, None, None)
         values = grad
         if grad.is_sparse:
@@ -171,7 +235,7 @@ class RowOptimizer(torch.optim.Optimizer, abc.ABC):
         parameter: nn.Parameter,
         kept: Dict[str, Any],
         values: Tensor,
-        step: int,
+        step: Step,
         rows: Rows,
         rounding: Optional[Rounding],
         group: Dict[str, Any],
@@ -195,6 +259,19 @@ class RuleOptimizer(RowOptimizer):
     def rule(self, group: Mapping[str, float]) -> Rule:
         """The rule and its hyper-parameters, of a group."""
 
+    def bytes_of_state(self) -> int:
+        """What the state of all parameters takes, whether it is made already or not."""
+        total = 0
+        for group in self.param_groups:
+            name = self.rule(group).name
+            for parameter in group["params"]:
+                n, width = parameter.numel(), max(parameter.shape[-1:].numel(), 1)
+                per_row = int(name in PER_ROW)
+                numbers = n * (len(STATES[name]) - per_row) + n // width * per_row
+                dtype = torch.promote_types(parameter.dtype, torch.float32)
+                total += numbers * (torch.finfo(dtype).bits // 8)
+        return total
+
     def init_state(self, parameter: Tensor, group: Mapping[str, float]) -> Dict[str, Tensor]:
         """What the rule keeps, in float32 or wider, at the start."""
         name, kept = self.rule(group).name, {}
@@ -213,7 +290,7 @@ class RuleOptimizer(RowOptimizer):
         weight: Tensor,
         grad: Tensor,
         state: Dict[str, Tensor],
-        step: int,
+        step: Step,
         group: Mapping[str, float],
     ) -> None:
         rule = self.rule(group)
@@ -224,7 +301,7 @@ class RuleOptimizer(RowOptimizer):
         parameter: nn.Parameter,
         kept: Dict[str, Any],
         values: Tensor,
-        step: int,
+        step: Step,
         rows: Rows,
         rounding: Optional[Rounding],
         group: Dict[str, Any],

@@ -331,7 +331,7 @@ def test_training_goes_on_after_validation_on_the_same_ipus():
 def test_a_closed_runtime_leaves_a_model_for_others():
     sampler, runtime = prepare(2)
     runtime.training_step(sgd(runtime))(sampler[0])
-    with pytest.raises(ConfigError, match="trains already; close it"):
+    with pytest.raises(ConfigError, match="trains with another optimizer already; close it"):
         runtime.training_step(sgd(runtime))
     runtime.close()
     again = runtime.training_step(sgd(runtime))(sampler[1])["loss"]

@@ -18,11 +18,13 @@ from pairs_support import (
     value_and_gradients,
 )
 from support import needs_opcheck
+from torch import nn
 from torch.testing import assert_close
 
 from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.ops import LossRule, Pairing, plan_rows, sampled_loss
 from besskge_core.ops.sampled_loss import ACTIVATIONS, MOVES
+from besskge_core.optim import SGD
 
 module = sys.modules["besskge_core.ops.sampled_loss"]
 reference = module.reference
@@ -218,6 +220,19 @@ def test_a_plan_is_used_or_made():
     made = found_by(sampled_loss, given, pairing, RULES[0])
     plan = plan_rows(given[1][0], 60)
     assert same_bits(found_by(sampled_loss, given, pairing, RULES[0], plan=plan), made)
+
+
+@pytest.mark.parametrize("n_distinct", [8, 5])
+def test_a_planned_update_finds_the_rows_of_the_gradient(n_distinct):
+    given = case(2, 2, (True, 1), width=6, n_host=1)
+    index = torch.tensor([[9, 3, 7, 1, 20, 5, 28, 2]])
+    index[:, n_distinct:] = 9
+    table = nn.Parameter(given[0].detach().clone())
+    before, plan = table.detach().clone(), plan_rows(index[0], table.shape[1])
+    sampled_loss(table, index, *given[2:4], Pairing(2, True, False, "scaling", "dot"), RULES[0],
+                 plan=plan).backward()  # fmt: skip
+    SGD([table], lr=1.0).step(plans={table: plan})
+    assert_close(table.detach(), before - table.grad.to_dense())
 
 
 def test_what_is_frozen_has_no_gradient(layout):

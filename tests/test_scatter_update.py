@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import needs_opcheck
 
 from besskge_core.ops import Rounding, Rule, plan_rows, prefer_huge_pages, scatter_update
 from besskge_core.ops.native import NATIVE
 from besskge_core.ops.rounding import narrow, philox_4x32, random_halves
+from besskge_core.ops.rows import plan_rows_padded, sum_rows
 from besskge_core.ops.rules import PER_ROW, STATES
 from besskge_core.optim import OPTIMIZERS, SGD, LazyAdam
 
@@ -63,6 +65,48 @@ def instruction_set():
         pytest.skip("the native operations are not built")
     yield torch.ops.besskge.instruction_set
     torch.ops.besskge.instruction_set("widest")
+
+
+# -- padded plans --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("update", [scatter_update, reference])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", STATES)
+def test_padding_changes_nothing(name, dtype, update):
+    given, rounding = tables(name, 17, dtype), Rounding(seed=5, stream=1)
+    for rows in ([7, 3, 7, 39, 0, 3, 7, 21], [], [39], [0], list(range(N_ROW))):
+        values, plan = gradients(rows, 17)
+        padded = plan_rows_padded(torch.tensor(rows, dtype=torch.int64), N_ROW)
+        assert len(padded.unique_rows) == len(rows) + 1 and padded.unique_rows[-1] == N_ROW
+        assert torch.equal(padded.unique_rows[: len(plan.unique_rows)], plan.unique_rows)
+        rule = make_rule(name)
+        both = [updated(update, *given, values, rule, x, rounding) for x in (plan, padded)]
+        assert same_bits(*both)
+        summed = F.pad(sum_rows(values, plan), (0, 0, 0, len(padded[0]) - len(plan[0])), value=9.0)
+        alone = updated(update, *given, summed, rule, (padded.unique_rows, None, None), rounding)
+        assert same_bits(alone, both[0])
+
+
+@pytest.mark.parametrize("update", [scatter_update, reference])
+def test_a_plan_of_padding_alone_changes_nothing(update):
+    table, state = tables("adam", 5)
+    values, plan = gradients([7, 3, 7], 5)
+    none = plan._replace(unique_rows=torch.full_like(plan.unique_rows, N_ROW))
+    found = updated(update, table, state, values, make_rule("adam"), none)
+    assert same_bits(found, [table, *state])
+
+
+def test_lists_are_planned_apart():
+    rows = torch.tensor([[4, 1, 4, 4], [0, 0, 0, 0], [9, 8, 7, 6]])
+    padded = plan_rows_padded(rows, 2**33)
+    for i, of_list in enumerate(rows):
+        plan, n = plan_rows(of_list, 10), len(set(of_list.tolist()))
+        assert torch.equal(padded.order[i], plan.order)
+        assert torch.equal(padded.unique_rows[i, :n], plan.unique_rows)
+        assert torch.equal(padded.run_offsets[i, :n], plan.run_offsets)
+        assert set(padded.unique_rows[i, n:].tolist()) == {2**33}
+        assert set(padded.run_offsets[i, n:].tolist()) == {4}
 
 
 # -- against the reference -----------------------------------------------------------------------
@@ -310,7 +354,7 @@ def test_what_does_not_fit_is_refused(update, rule, state, values, expected):
         (([1, 0],), r"unique_rows that rise, in \[0, 40\)"),
         (([1, 1],), r"unique_rows that rise, in \[0, 40\)"),
         (([-1, 1],), r"unique_rows that rise, in \[0, 40\)"),
-        (([1, 40],), r"unique_rows that rise, in \[0, 40\)"),
+        (([1, 41],), r"unique_rows that rise, in \[0, 40\)"),
         (([1], [0], [0, 2]), r"an order of places in \[0, 2\)"),
         (([1, 2], [0, 3], [0, 1]), "run_offsets that rise from 0 to at most 2"),
         (([1, 2], [1, 1], [0, 1]), "run_offsets that rise from 0 to at most 2"),

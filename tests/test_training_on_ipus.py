@@ -27,6 +27,7 @@ def on_ipus(target: str, **flags: Any) -> TrainingConfig:
     return small(
         **{
             "device": "ipu", "ipu_target": target, "n_shard": 2, "optimizer": "adam", "lr": 0.02,
+            "batch_size": 256, "n_negative": 16,
             **flags,
         }
     )  # fmt: skip
@@ -43,15 +44,21 @@ def test_a_run_is_the_same_emulated_and_on_ipus(tmp_path):
     options = dict(device_iterations=2, gradient_accumulation=2)
     for target in TARGETS:
         result = run(on_ipus(target, **options), tmp_path / target)
-        assert result.metrics["test"]["mrr"] > 0.2
+        assert result.metrics["test"]["mrr"] > 0.1  # untrained, it is below 0.01
         assert json.loads((tmp_path / target / "metrics.json").read_text())["best_epoch"] >= 0
     found = [torch.tensor(losses(tmp_path / target)) for target in TARGETS]
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
     assert load_run(tmp_path / "hardware").score_fn.entity_embedding.isfinite().all()
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop", "lamb"])
+@pytest.mark.parametrize(
+    "target,optimizer",
+    [
+        *(("emulate", name) for name in ("sgd", "adam", "adamw", "rmsprop", "lamb")),
+        ("hardware", "sgd"),
+        ("hardware", "lamb"),
+    ],
+)
 def test_a_run_that_is_resumed_ends_with_the_same_bits(tmp_path, target, optimizer):
     config = on_ipus(target, optimizer=optimizer, epochs=2)
     run(config, tmp_path / "whole")

@@ -13,6 +13,11 @@ from __future__ import annotations
 
 from besskge_core.batch_sampler.base import Batch, Draw, Sampled, ShardedBatchSampler
 from besskge_core.batch_sampler.random import RandomShardedBatchSampler
+from besskge_core.batch_sampler.resident import (
+    ResidentBatches,
+    bytes_on_device,
+    why_not_resident,
+)
 from besskge_core.batch_sampler.rigid import RigidShardedBatchSampler
 from besskge_core.batch_sampler.weighting import frequency_weight
 
@@ -20,8 +25,11 @@ __all__ = [
     "Batch",
     "Draw",
     "RandomShardedBatchSampler",
+    "ResidentBatches",
     "RigidShardedBatchSampler",
     "Sampled",
     "ShardedBatchSampler",
+    "bytes_on_device",
     "frequency_weight",
+    "why_not_resident",
 ]

@@ -101,8 +101,8 @@ class AllEntitiesBessKGE(OverTables, abc.ABC):
 
     def _own_shard(self) -> Tensor:
         """(L, 1): which shards are hosted."""
-        hosted = torch.tensor(list(self.exchange.hosted), device=self.entity_embedding.device)
-        return hosted.unsqueeze(1)
+        hosted = self.exchange.hosted
+        return torch.arange(hosted.start, hosted.stop, device=self.entity_embedding.device)[:, None]
 
     def _queries(self, known: Tensor, relation: Tensor, heads: bool) -> List[Query]:
         """Of each hosted shard: known rows (L, B, D), relation IDs (L, B)."""

@@ -90,9 +90,11 @@ def log_totals(of_shards: Sequence[Tensor], exchange: Exchange) -> Tensor:
 
 def _logits(here: Here, softmax: Softmax, block: slice) -> Logits:
     """Of a hosted shard's entities with some queries."""
-    inside = (here.which >= block.start) & (here.which < block.stop)
-    row = here.which[inside].long() - block.start
-    return Logits(row, here.row[inside].long(), here.padding, *softmax)
+    which, row = here.which, here.row
+    if block.stop - block.start < len(here.query[0]):  # else all are, and nobody need count them
+        inside = (which >= block.start) & (which < block.stop)
+        which, row = which[inside] - block.start, row[inside]
+    return Logits(which.long(), row.long(), here.padding, *softmax)
 
 
 class Sums:

@@ -250,9 +250,12 @@ class _Walk:
 
     def _entries(self, here: Here, block: slice, begin: int, score: Tensor) -> Labelled:
         end = begin + score.shape[1]
-        inside = (here.row >= begin) & (here.row < end)
-        inside &= (here.which >= block.start) & (here.which < block.stop)
-        places = here.which[inside] - block.start, here.row[inside] - begin
+        places = here.which, here.row
+        if len(score) < len(here.query[0]) or score.shape[1] < len(here.table):
+            # Else all are inside, and nobody need count them.
+            inside = (here.row >= begin) & (here.row < end)
+            inside &= (here.which >= block.start) & (here.which < block.stop)
+            places = here.which[inside] - block.start, here.row[inside] - begin
         padding = None if here.padding is None else here.padding[None, begin:end]
         weight = self.task.weight[block].to(self.dtype)
         return Labelled(score.detach(), excluded=padding, row_weight=weight, places=places)

@@ -69,7 +69,7 @@ class EmbeddingRegularizer(nn.Module, abc.ABC):
         """
         if self.n_rank == 1:
             return x.mean()
-        count = self.sum_ranks(torch.tensor(float(x.numel()), device=x.device))
+        count = self.sum_ranks(torch.full((), float(x.numel()), device=x.device))
         return x.sum() * (self.n_rank / count.clamp(min=1.0))
 
     def total(self, x: Tensor) -> Tensor:

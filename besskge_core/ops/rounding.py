@@ -22,6 +22,8 @@ from typing import List, NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from besskge_core.ops.rules import Step
+
 _FACTORS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
@@ -40,7 +42,7 @@ class Rounding(NamedTuple):
 
 
 def narrow(
-    weight: Tensor, dtype: torch.dtype, rows: Tensor, step: int, rounding: Optional[Rounding]
+    weight: Tensor, dtype: torch.dtype, rows: Tensor, step: Step, rounding: Optional[Rounding]
 ) -> Tensor:
     """Weights in the dtype of their table.
 
@@ -62,12 +64,17 @@ def narrow(
     return narrowed.view(weight.shape)
 
 
-def random_halves(rows: Tensor, width: int, step: int, rounding: Rounding) -> Tensor:
+def random_halves(rows: Tensor, width: int, step: Step, rounding: Rounding) -> Tensor:
     """int64 (U, width) in [0, 2**16): the numbers of some rows (U,)."""
     n_group = -(-width // 128)
     counter = torch.arange(16 * n_group, device=rows.device)
+    # Filled where the rows are: a number of the host would be copied, which waits for the device.
+    at, stream = (
+        x if isinstance(x, Tensor) else torch.full((), x, device=rows.device)
+        for x in (step, rounding.stream)
+    )
     words = philox_4x32(
-        [counter, rows[:, None], torch.tensor(step), torch.tensor(rounding.stream)],
+        [counter, rows[:, None], at, stream],
         [rounding.seed & _WORD, rounding.seed >> 32],
     )
     of_group = torch.stack(words, dim=1).view(len(rows), 4, n_group, 16)

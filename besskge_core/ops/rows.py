@@ -24,9 +24,12 @@ from besskge_core.ops.native import NATIVE, register_fake
 class RowPlan(NamedTuple):
     """Look-ups grouped by row.
 
+    A padded plan has U = K + 1 whatever is looked up: behind the distinct rows come slots whose row is
+    the number of all rows, which is none of them, and which no look-up belongs to.
+
     Attributes:
-        unique_rows: int64 (U,), rising.
-        run_offsets: int64 (U,), where each row's look-ups begin in `order`.
+        unique_rows: int64 (U,), rising but for padding.
+        run_offsets: int64 (U,), where each row's look-ups begin in `order`; K for padding.
         order: int64 (K,), look-ups sorted by row, those of one row in their original order.
     """
 
@@ -43,17 +46,24 @@ def plan_rows(rows: Tensor, n_row: int) -> RowPlan:
             l * n_row.
         n_row: E, rows of a table.
 
+    Returns:
+        The plan, padded if the rows are not on a CPU: nobody waits there to count them.
+
     Raises:
-        IndexError: a row out of range.
+        IndexError: a row out of range, on the CPU.
     """
     if NATIVE and rows.device.type == "cpu":
         return RowPlan(*torch.ops.besskge.plan_rows(rows, n_row))
+    if rows.device.type != "cpu":
+        tables = rows.long() if rows.dim() == 2 else rows.long().unsqueeze(0)
+        first = n_row * torch.arange(len(tables), device=rows.device)
+        return plan_rows_padded((tables + first[:, None]).flatten(), n_row * len(tables))
     return reference(rows, n_row)
 
 
 def reference(rows: Tensor, n_row: int) -> RowPlan:
-    """The meaning of :func:`plan_rows`, in NumPy."""
-    keys = rows.detach().cpu().numpy()
+    """The meaning of :func:`plan_rows` on a CPU, in NumPy."""
+    keys = rows.detach().numpy()
     outside = (keys < 0) | (keys >= n_row)
     if outside.any():
         raise IndexError(
@@ -67,7 +77,28 @@ def reference(rows: Tensor, n_row: int) -> RowPlan:
     grouped = keys[order]
     starts = run_starts(grouped)
     plan = (grouped[starts].astype(np.int64), starts, order)
-    return RowPlan(*(torch.from_numpy(part).to(rows.device) for part in plan))
+    return RowPlan(*(torch.from_numpy(part) for part in plan))
+
+
+def plan_rows_padded(rows: Tensor, n_row: int) -> RowPlan:
+    """Group look-ups by row, on the device and without waiting for it.
+
+    Args:
+        rows: int64 (..., K), in [0, n_row), which is not checked; each list has a plan of its own.
+        n_row: rows of all tables, laid end to end.
+
+    Returns:
+        A padded plan, of (..., K + 1), (..., K + 1) and (..., K).
+    """
+    narrow = rows.int() if n_row < 2**31 else rows  # half as much to sort
+    grouped, order = torch.sort(narrow, stable=True)
+    starts = torch.ones_like(order, dtype=torch.bool)
+    torch.ne(grouped[..., 1:], grouped[..., :-1], out=starts[..., 1:])
+    slot = torch.cumsum(starts, dim=-1)  # from 1
+    wanted = torch.arange(1, rows.shape[-1] + 2, device=rows.device)
+    offsets = torch.searchsorted(slot, wanted.expand(*rows.shape[:-1], -1).contiguous())
+    padded = F.pad(grouped.long(), (0, 1), value=n_row)
+    return RowPlan(padded.gather(-1, offsets), offsets, order)
 
 
 @register_fake("plan_rows")

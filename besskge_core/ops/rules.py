@@ -9,7 +9,7 @@ Axes:
 
 from __future__ import annotations
 
-from typing import Dict, NamedTuple, Sequence, Tuple
+from typing import Dict, NamedTuple, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,16 @@ STATES: Dict[str, Tuple[str, ...]] = {
 PER_ROW = ("rowwise_adagrad", "rowwise_adam")
 
 
+#: How many updates there have been, with this one; int64 () where a captured step counts on.
+Step = Union[int, Tensor]
+
+
 class Rule(NamedTuple):
     """A rule and its hyper-parameters.
 
     Attributes:
         name: of :data:`STATES`.
-        lr: learning rate.
+        lr: learning rate; float64 () where a captured step reads it.
         weight_decay: share of the weight, times lr, taken off before the rest.
         beta1: decay of the first moment; of momentum, what is kept of it.
         beta2: decay of the second moment.
@@ -42,7 +46,7 @@ class Rule(NamedTuple):
     """
 
     name: str
-    lr: float
+    lr: Union[float, Tensor]
     weight_decay: float = 0.0
     beta1: float = 0.0
     beta2: float = 0.0
@@ -50,7 +54,7 @@ class Rule(NamedTuple):
 
 
 def apply_rule(
-    rule: Rule, weight: Tensor, grad: Tensor, state: Sequence[Tensor], step: int
+    rule: Rule, weight: Tensor, grad: Tensor, state: Sequence[Tensor], step: Step
 ) -> None:
     """Change weights and state in place, without weight decay.
 
@@ -62,6 +66,7 @@ def apply_rule(
         step: from 1; counted for the correction of Adam's moments.
     """
     lr, direction = rule.lr, grad
+    count = step.double() if isinstance(step, Tensor) else step
     if rule.name == "momentum":
         direction = state[0].mul_(rule.beta1).add_(grad)
     elif rule.name != "sgd":
@@ -71,8 +76,8 @@ def apply_rule(
         else:
             direction = state[0].mul_(rule.beta1).add_(grad * (1.0 - rule.beta1))
             second = state[1].mul_(rule.beta2).add_(square * (1.0 - rule.beta2))
-            root = square_root(second * (1.0 / (1.0 - rule.beta2**step)))
-            lr = lr / (1.0 - rule.beta1**step)
+            root = square_root(second * (1.0 / (1.0 - rule.beta2**count)))
+            lr = lr / (1.0 - rule.beta1**count)
         direction = direction / root.add_(rule.eps)
     weight.sub_(direction * lr)
 

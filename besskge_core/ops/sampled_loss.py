@@ -109,7 +109,8 @@ def sampled_loss(
 
     Returns:
         (), float32 or float64. The gradient of `table` is sparse: one entry for each row that is
-        read, in order; or with candidates of each triple, one for each distinct row.
+        read, in order; or with candidates of each triple, one for each distinct row, where there
+        are fewer of these.
 
     Raises:
         ShapeError: rows, relations or weights that do not fit together.
@@ -167,7 +168,13 @@ class _SampledLoss(torch.autograd.Function):
             losses, parts, relations = zip(*found)
             loss, of_relations = torch.stack(losses).sum(), torch.stack(relations).sum(0)
             of_rows = torch.cat(parts)
-        ctx.found = of_rows, of_relations, index.reshape(-1) if plan is None else plan.unique_rows
+        entries = index.reshape(-1)
+        if plan is not None and len(plan.unique_rows) != len(plan.order):
+            entries = plan.unique_rows
+        elif plan is not None and wanted:
+            # As many distinct rows as look-ups: who updates would take them for look-ups.
+            of_rows = torch.empty_like(of_rows).index_copy_(0, plan.order, of_rows)
+        ctx.found = of_rows, of_relations, entries
         ctx.shape = table.shape
         return loss
 
@@ -178,7 +185,7 @@ class _SampledLoss(torch.autograd.Function):
         if found is None:
             raise RuntimeError("the sampled loss has one backward pass, this is another")
         rows, relations, entry = found
-        if float(grad) != 1.0:
+        if grad.device.type != "cpu" or float(grad) != 1.0:  # elsewhere, looking would wait
             rows, relations = rows.mul_(grad), relations.mul_(grad)
         return (sparse_gradient(entry, rows, ctx.shape), relations, *[None] * 7)
 

@@ -21,7 +21,7 @@ from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
 from besskge_core.ops.rounding import Rounding, narrow
 from besskge_core.ops.rows import RowPlan, sum_rows
-from besskge_core.ops.rules import PER_ROW, STATES, Rule, apply_rule
+from besskge_core.ops.rules import PER_ROW, STATES, Rule, Step, apply_rule
 
 #: Changes weights (..., D) by gradients (..., D) and their state, in place.
 Change = Callable[[Tensor, Tensor, List[Tensor]], None]
@@ -38,7 +38,7 @@ def scatter_update(
     state: Sequence[Tensor],
     values: Tensor,
     rule: Rule,
-    step: int,
+    step: Step,
     unique_rows: Optional[Tensor] = None,
     run_offsets: Optional[Tensor] = None,
     order: Optional[Tensor] = None,
@@ -52,9 +52,10 @@ def scatter_update(
             (..., 1) if kept a row; float32, or float64 if the table is.
         values: gradients (K, D); without a plan one of each row that changes, (U, D).
         rule: see there.
-        step: of this table, from 1; below 2**32.
-        unique_rows: int64 (U,), rising, the rows that change. None: all, and `values` may have the
-            shape of the table.
+        step: of this table, from 1; below 2**32. A tensor, as is then the rule's learning rate, where
+            the update is captured to be run again.
+        unique_rows: int64 (U,), rising, the rows that change; behind them may come padding, R. None:
+            all, and `values` may have the shape of the table.
         run_offsets: int64 (U,); with `order` int64 (K,) the plan of :func:`plan_rows`.
         order: see there.
         rounding: random numbers to round a bfloat16 table with. None: to the nearest.
@@ -63,8 +64,9 @@ def scatter_update(
         ValueError: other shapes, or a plan that does not fit them.
     """
     if _is_native(table, state, values):
+        rule = rule._replace(lr=float(rule.lr))
         torch.ops.besskge.scatter_update(
-            table, state, values, unique_rows, run_offsets, order, *rule, step,
+            table, state, values, unique_rows, run_offsets, order, *rule, int(step),
             *((None, 0) if rounding is None else rounding),
         )  # fmt: skip
     else:
@@ -86,7 +88,7 @@ def reference(
     state: Sequence[Tensor],
     values: Tensor,
     rule: Rule,
-    step: int,
+    step: Step,
     unique_rows: Optional[Tensor] = None,
     run_offsets: Optional[Tensor] = None,
     order: Optional[Tensor] = None,
@@ -126,7 +128,7 @@ def change_rows(
     state: Sequence[Tensor],
     values: Tensor,
     change: Change,
-    step: int,
+    step: Step,
     unique_rows: Optional[Tensor] = None,
     run_offsets: Optional[Tensor] = None,
     order: Optional[Tensor] = None,
@@ -146,13 +148,42 @@ def change_rows(
             f" row, got {list(grad.shape)}"
         )
     flat = table.view(-1, table.shape[-1])
+    if not len(flat):
+        return
+    rows = _Rows(unique_rows, len(flat))
     flat_state = [x.view(-1, x.shape[-1]) for x in state]
-    weight = flat.index_select(0, unique_rows).to(wide)
-    rows_of_state = [x.index_select(0, unique_rows) for x in flat_state]
+    weight = rows.read(flat).to(wide)
+    rows_of_state = [rows.read(x) for x in flat_state]
     change(weight, grad, rows_of_state)
-    flat.index_copy_(0, unique_rows, narrow(weight, table.dtype, unique_rows, step, rounding))
-    for x, rows in zip(flat_state, rows_of_state):
-        x.index_copy_(0, unique_rows, rows)
+    rows.write(flat, narrow(weight, table.dtype, rows.index, step, rounding))
+    for x, changed in zip(flat_state, rows_of_state):
+        rows.write(x, changed)
+
+
+class _Rows:
+    """Rows of tables, of which those behind the last are padding.
+
+    Padding is written as the first row once more, with what that gets, so that nobody needs to know
+    how much there is.
+
+    Args:
+        unique_rows: int64 (U,).
+        n_row: R.
+    """
+
+    def __init__(self, unique_rows: Tensor, n_row: int) -> None:
+        here = unique_rows < n_row
+        #: (U,), rows of the tables; (U, 1), which are real
+        self.index = torch.where(here, unique_rows, unique_rows[:1].clamp(max=n_row - 1))
+        self.here = here.unsqueeze(-1)
+
+    def read(self, table: Tensor) -> Tensor:
+        return table.index_select(0, self.index)
+
+    def write(self, table: Tensor, changed: Tensor) -> None:
+        before = table.index_select(0, self.index[:1])
+        first = torch.where(self.here[:1], changed[:1], before)
+        table.index_copy_(0, self.index, torch.where(self.here, changed, first))
 
 
 def _change_all(
@@ -160,7 +191,7 @@ def _change_all(
     state: Sequence[Tensor],
     values: Tensor,
     change: Change,
-    step: int,
+    step: Step,
     rounding: Optional[Rounding],
 ) -> None:
     """All rows, some at a time: what is computed on the way stays in the cache."""

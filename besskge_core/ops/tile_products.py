@@ -9,7 +9,7 @@ Axes:
 
 from __future__ import annotations
 
-from typing import Iterator, NamedTuple, Sequence, Tuple
+from typing import Iterator, NamedTuple, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -150,8 +150,13 @@ def softmax_gradients(
         grad_rows[columns] = grad_rows[columns] + of_rows if add else of_rows
 
 
-def _tiles(logits: Logits, n_row: int, height: int) -> Iterator[Tuple[slice, Tensor, Logits]]:
+def _tiles(
+    logits: Logits, n_row: int, height: int
+) -> Iterator[Tuple[slice, Union[slice, Tensor], Logits]]:
     """Rows of a tile, which of the labels (K,) are of it, and its logits."""
+    if n_row <= height:  # all are, and nobody need count them
+        yield slice(0, n_row), slice(None), logits
+        return
     for begin in range(0, n_row, height):
         tile = slice(begin, begin + height)
         inside = (logits.column >= begin) & (logits.column < begin + height)

@@ -7,6 +7,7 @@ from besskge_core.runtime.distributed import DistributedRuntime, make_runtime
 from besskge_core.runtime.ipu import IPURuntime, IPUSettings, make_ipu_runtime
 from besskge_core.runtime.local import LocalRuntime
 from besskge_core.runtime.ranks import Ranks, join, launched, leave, restarted, restarts_allowed
+from besskge_core.runtime.resident import ResidentRuntime, runtime_alone
 
 __all__ = [
     "DistributedRuntime",
@@ -15,6 +16,7 @@ __all__ = [
     "LocalRuntime",
     "Planned",
     "Ranks",
+    "ResidentRuntime",
     "Runtime",
     "join",
     "launched",
@@ -23,4 +25,5 @@ __all__ = [
     "make_runtime",
     "restarted",
     "restarts_allowed",
+    "runtime_alone",
 ]

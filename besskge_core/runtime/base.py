@@ -33,9 +33,14 @@ from besskge_core.exchange import Exchange
 from besskge_core.ops import RowPlan, plan_rows, prefer_huge_pages, sparse_rows
 from besskge_core.optim import RowOptimizer
 from besskge_core.philox import Position
+from besskge_core.runtime.devices import checked_device
 
 #: Optimisers of torch that take sparse gradients, unless they decay weights.
 TAKE_SPARSE = (torch.optim.SGD, torch.optim.SparseAdam, torch.optim.Adagrad)
+
+AFTER_NO_LOSS = (
+    "lower the learning rate or the initial scale, or start again from the last checkpoint"
+)
 
 Model = Union[BessKGE, AllEntitiesBessKGE, QueryBESS]
 
@@ -48,6 +53,14 @@ class Planned(NamedTuple):
     plan: Optional[RowPlan] = None
 
 
+#: What a step takes: columns of a sampler, or what :meth:`Runtime.dataloader` gives.
+StepBatch = Union[Mapping[str, Tensor], Sequence[Planned]]
+
+
+def nothing() -> None:
+    """Done before an update, unless something else is."""
+
+
 class Runtime:
     """Runs steps of the shards that an exchange says are hosted here.
 
@@ -57,12 +70,21 @@ class Runtime:
         exchange: the collectives.
         device: where tables live and steps run.
         n_worker: threads that make batches ahead; 0: batches are made when they are asked for.
+
+    Attributes:
+        losses_at_once: steps after which their losses are worth looking at; to look sooner is to wait
+            for the device.
+
+    Raises:
+        ConfigError: there is no such device.
     """
+
+    losses_at_once = 1
 
     def __init__(
         self, model: Model, exchange: Exchange, device: Union[str, torch.device], n_worker: int
     ) -> None:
-        self.device, self.n_worker = torch.device(device), n_worker
+        self.device, self.n_worker = checked_device(device), n_worker
         self.exchange, self.n_shard = exchange, exchange.n_shard
         self.model = model.to(self.device)
         self.model.exchange = exchange
@@ -72,8 +94,8 @@ class Runtime:
     def training_step(
         self,
         optimizer: torch.optim.Optimizer,
-        before_update: Callable[[], None] = lambda: None,
-    ) -> Callable[[Mapping[str, Tensor] | List[Planned]], Dict[str, Tensor]]:
+        before_update: Callable[[], None] = nothing,
+    ) -> Callable[[StepBatch], Dict[str, Tensor]]:
         """A function that takes a batch, updates the model, and returns its outputs.
 
         A batch is what a sampler or :meth:`dataloader` gives, its first two axes flattened or
@@ -93,7 +115,7 @@ class Runtime:
             if isinstance(x, Tensor):
                 prefer_huge_pages(x)
 
-        def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
+        def step(batch: StepBatch) -> Dict[str, Tensor]:
             if not self.model.training:
                 self.model.train()
             micros = self._micro_batches(batch)
@@ -103,11 +125,11 @@ class Runtime:
 
     def inference_step(
         self,
-    ) -> Callable[[Mapping[str, Tensor] | List[Planned]], Dict[str, Tensor]]:
+    ) -> Callable[[StepBatch], Dict[str, Tensor]]:
         """A function that takes a batch and returns the model's outputs, stacked."""
 
         @torch.no_grad()
-        def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
+        def step(batch: StepBatch) -> Dict[str, Tensor]:
             self.model.eval()
             return stack_outputs(
                 [self.model(**micro.columns) for micro in self._micro_batches(batch)]
@@ -118,12 +140,12 @@ class Runtime:
     def dataloader(
         self, sampler: ShardedBatchSampler, epoch: int = 0, first_step: int = 0,
         shuffle: bool = True,
-    ) -> Iterator[List[Planned]]:  # fmt: skip
+    ) -> Iterator[Sequence[Planned]]:  # fmt: skip
         """The batches of an epoch from `first_step` on, planned, in order."""
 
         def make(step: int) -> List[Planned]:
             batch = self._draw(sampler, Position(epoch, step), shuffle)
-            return [self._plan(columns) for columns in self._split(batch)]
+            return [self._moved(self._plan(columns)) for columns in self._split(batch)]
 
         steps = iter(range(first_step, sampler.n_step))
         if self.n_worker == 0:
@@ -170,14 +192,14 @@ class Runtime:
 
     # -- steps -------------------------------------------------------------------------------------
 
-    def _micro_batches(self, batch: Mapping[str, Tensor] | List[Planned]) -> List[Planned]:
-        if isinstance(batch, list):
+    def _micro_batches(self, batch: StepBatch) -> Sequence[Planned]:
+        if not isinstance(batch, Mapping):
             return batch
-        return [Planned(columns) for columns in self._split(batch)]
+        return [self._moved(Planned(columns)) for columns in self._split(batch)]
 
     def _split(self, batch: Mapping[str, Tensor]) -> List[Dict[str, Tensor]]:
         """Columns (M, S or L, ...) or (M * S, ...) -> M times columns (L, ...)."""
-        columns = {x: batch[x].to(self.device) for x in self.model.inputs if x in batch}
+        columns = {x: batch[x] for x in self.model.inputs if x in batch}
         n_axis = 4 if self.model.paired else 3  # of (M, S, [S,] P)
         if batch["relation"].dim() == n_axis - 1:
             if batch["relation"].shape[0] % self.n_shard:
@@ -203,6 +225,18 @@ class Runtime:
             return Planned(columns)
         return Planned(columns, rows, plan_rows(rows, self.model.entity_embedding[..., 0].numel()))
 
+    def _moved(self, micro: Planned) -> Planned:
+        """Where steps run; from pinned memory, so that nobody waits for a GPU."""
+
+        def moved(x: Tensor) -> Tensor:
+            if x.device == self.device or self.device.type == "cpu":
+                return x
+            return x.pin_memory().to(self.device, non_blocking=True)
+
+        plan = None if micro.plan is None else RowPlan(*map(moved, micro.plan))
+        rows = None if micro.rows is None else moved(micro.rows)
+        return Planned({name: moved(x) for name, x in micro.columns.items()}, rows, plan)
+
     def _train(
         self, micro: Planned, optimizer: torch.optim.Optimizer, before_update: Callable[[], None]
     ) -> Dict[str, Tensor]:
@@ -214,11 +248,7 @@ class Runtime:
         share = 1.0 / self.exchange.n_rank
         (out["loss"] if share == 1.0 else out["loss"] * share).backward()
         out["loss"] = self._reduce(out["loss"].detach())
-        if not math.isfinite(out["loss"]):
-            raise NonFiniteLossError(
-                f"the loss is {out['loss'].item()}; lower the learning rate or the initial scale,"
-                " or start again from the last checkpoint"
-            )
+        plan = self._checked(out["loss"], micro.plan)
         decays = any(group.get("weight_decay") for group in optimizer.param_groups)
         takes_sparse = isinstance(optimizer, TAKE_SPARSE) and not decays
         if not (takes_sparse or isinstance(optimizer, RowOptimizer)):
@@ -226,13 +256,22 @@ class Runtime:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.to_dense()
         before_update()
-        plan = micro.plan
         if isinstance(optimizer, RowOptimizer):
             optimizer.step(plans=None if plan is None else {self.model.entity_embedding: plan})
         else:
             optimizer.step()
         self.model.score_fn.post_parameter_update(self._changed_rows(optimizer, plan))
         return {name: value.detach() for name, value in out.items()}
+
+    def _checked(self, loss: Tensor, plan: Optional[RowPlan]) -> Optional[RowPlan]:
+        """The rows to update, if the loss is finite.
+
+        Raises:
+            NonFiniteLossError: it is not.
+        """
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"the loss is {loss.item()}; {AFTER_NO_LOSS}")
+        return plan
 
     def _changed_rows(
         self, optimizer: torch.optim.Optimizer, plan: Optional[RowPlan]

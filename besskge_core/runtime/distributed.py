@@ -20,8 +20,8 @@ from besskge_core.errors import ConfigError
 from besskge_core.philox import Position
 from besskge_core.runtime.base import Model, Runtime
 from besskge_core.runtime.ipu import IPUSettings, make_ipu_runtime
-from besskge_core.runtime.local import LocalRuntime
 from besskge_core.runtime.ranks import Ranks, join
+from besskge_core.runtime.resident import runtime_alone
 
 
 def make_runtime(
@@ -46,7 +46,7 @@ def make_runtime(
             )
         return make_ipu_runtime(model, ipu, n_worker)
     if ranks.n_rank == 1:
-        return LocalRuntime(model, str(ranks.device), n_worker)
+        return runtime_alone(model, ranks.device, n_worker)
     return DistributedRuntime(model, ranks, n_worker)
 
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from besskge_core.errors import WorkerLostError
 from besskge_core.exchange import DistributedExchange, Exchange, LocalExchange
 from besskge_core.exchange.distributed import dealt
+from besskge_core.runtime.devices import checked_device
 from besskge_core.runtime.watch import Watch
 
 T = TypeVar("T")
@@ -143,15 +144,16 @@ def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
         timeout: seconds to wait for another rank until it is taken for lost.
 
     Raises:
+        ConfigError: there is no such device here.
         WorkerLostError: not all of them came.
     """
     if not launched():
-        return Ranks(device=torch.device(device), timeout=timeout)
+        return Ranks(device=checked_device(device), timeout=timeout)
     if _joined:
         return _joined[0]
     chosen, wait = torch.device(device), timedelta(seconds=timeout)
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        chosen = checked_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(chosen)
     try:
         if not dist.is_initialized():

@@ -21,7 +21,8 @@ from besskge_core.batch_sampler import ShardedBatchSampler
 from besskge_core.bess import AllEntitiesBessKGE, BessKGE
 from besskge_core.errors import ConfigError, NoTrainingBatchError
 from besskge_core.model import KGEModel
-from besskge_core.runtime import LocalRuntime, Planned
+from besskge_core.runtime import LocalRuntime, Planned, runtime_alone
+from besskge_core.runtime.base import nothing
 from besskge_core.runtime.memory import keep_freed_memory
 from besskge_core.training.callbacks import (
     EarlyStopper,
@@ -224,7 +225,7 @@ class TrainingLoop(abc.ABC):
         module = self.make_module(triples, label_smoothing)
         size = BATCH_SIZE if batch_size is None else batch_size
         steps = self._steps(triples, module, size, drop_last)
-        runtime = LocalRuntime(module, self.device, 1 if num_workers is None else num_workers)
+        runtime = runtime_alone(module, self.device, 1 if num_workers is None else num_workers)
         search = self.automatic_memory_optimization
         module.score_fn.pop_regularization_term()  # of look-ups before the training
         choose_tile(module, runtime, steps.sampler, sub_batch_size, slice_size, search)
@@ -265,7 +266,7 @@ class TrainingLoop(abc.ABC):
             for hook in hooks:
                 hook.pre_step(self)
 
-        step_fn = runtime.training_step(self.optimizer, before_update)
+        step_fn = runtime.training_step(self.optimizer, before_update if hooks else nothing)
         epochs = range(len(self.losses_per_epochs) + 1, num_epochs + 1)
         for epoch in track(epochs, "training", disable=not visible, transient=True):
             loss = self._train_epoch(runtime, steps, step_fn, epoch, hooks)

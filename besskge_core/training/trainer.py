@@ -8,6 +8,7 @@ losses and the same weights, bit for bit, as one that was not.
 from __future__ import annotations
 
 import base64
+import math
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -20,11 +21,12 @@ from rich.console import Console
 
 from besskge_core.dataset import KGDataset
 from besskge_core.embedding import hosting
-from besskge_core.errors import CheckpointError, ConfigError
+from besskge_core.errors import CheckpointError, ConfigError, NonFiniteLossError
 from besskge_core.evaluation import Ranking, rank_triples
 from besskge_core.known import KnownTriples
 from besskge_core.philox import Position
 from besskge_core.runtime import Ranks, join, leave, make_runtime
+from besskge_core.runtime.base import AFTER_NO_LOSS
 from besskge_core.runtime.memory import keep_freed_memory
 from besskge_core.training.build import Parts, build
 from besskge_core.training.checkpoint import (
@@ -175,6 +177,9 @@ class Trainer:
         self.state = RunState(epochs=config.run.epochs)
         self._saved_at = time.monotonic()
         self._seconds = 0.0
+        #: losses (M,) of steps that have not been looked at, and where they will be shown
+        self._unread: List[torch.Tensor] = []
+        self._bar: Optional[Progress] = None
 
     def run(self) -> TrainingResult:
         """Train to the end, from the last checkpoint if there is one."""
@@ -210,15 +215,36 @@ class Trainer:
         step_fn = self.runtime.training_step(self.parts.optimizer)
         started = time.monotonic()
         bar.epoch_begins(state.epoch, sampler.n_step, state.step, sampler.epoch_size)
+        self._bar = bar
         for batch in self.runtime.dataloader(sampler, state.epoch, state.step):
             self._set_learning_rate()
-            loss = float(step_fn(batch)["loss"].double().mean())
-            state.loss_sum += loss
+            self._unread.append(step_fn(batch)["loss"])
             state.step += 1
-            bar.step_done(loss)
+            if len(self._unread) >= self.runtime.losses_at_once:
+                self._read_losses()
             if state.step < sampler.n_step:
                 self._checkpoint_if_due(stopping)
+        self._read_losses()
         self._seconds = time.monotonic() - started
+
+    def _read_losses(self) -> None:
+        """Look at the losses of the last steps, which on a GPU is to wait for it.
+
+        Raises:
+            NonFiniteLossError: one is not finite.
+        """
+        if not self._unread:
+            return
+        losses = torch.stack(self._unread).double().mean(-1).tolist()
+        self._unread.clear()
+        for loss in losses:
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(
+                    f"the loss of one of the last {len(losses)} steps is {loss}; {AFTER_NO_LOSS}"
+                )
+            self.state.loss_sum += loss
+            if self._bar is not None:
+                self._bar.step_done(loss)
 
     def _finish_epoch(self) -> Dict[str, Any]:
         """Close the books of an epoch: its record, validation, whether to stop."""
@@ -288,6 +314,7 @@ class Trainer:
             raise KeyboardInterrupt("stopped after a checkpoint; resume to go on")
 
     def _save(self) -> None:
+        self._read_losses()
         state = self.state
         self.runtime.to_host()
         rng = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()

@@ -131,9 +131,9 @@ void take_plan(const c10::optional<at::Tensor>& unique_rows,
   u.n_row = u.rows == nullptr ? n_table : unique_rows->numel();
   u.run_offsets = indices(run_offsets, "run_offsets");
   u.order = indices(order, "order");
-  TORCH_CHECK_VALUE((u.run_offsets == nullptr) == (u.order == nullptr),
+  TORCH_CHECK_VALUE(run_offsets.has_value() == order.has_value(),
                     "scatter_update expects both run_offsets and order, or neither");
-  if (u.order == nullptr) {
+  if (!order.has_value()) {
     TORCH_CHECK_VALUE(u.n_value == u.n_row || u.width == 0, "scatter_update expects values (",
                       u.n_row, ", ", u.width, "), one for each row, got ", u.n_value);
   } else {
@@ -141,6 +141,9 @@ void take_plan(const c10::optional<at::Tensor>& unique_rows,
                       "scatter_update expects run_offsets (", u.n_row, ",) and order (", u.n_value,
                       ",), got ", run_offsets->sizes(), " and ", order->sizes());
   }
+  // Padding, which is behind the real rows.
+  while (u.rows != nullptr && u.n_row > 0 && u.rows[u.n_row - 1] == n_table) --u.n_row;
+  if (u.n_row == 0 && run_offsets.has_value() && run_offsets->numel() > 0) u.run_offsets = nullptr;
   check_plan(u, n_table);
 }
 

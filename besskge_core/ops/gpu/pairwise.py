@@ -63,7 +63,7 @@ def distances(
     b, n = tl.arange(0, BLOCK_B), tl.arange(0, BLOCK_N)
     total = tl.zeros([BLOCK_B, BLOCK_N], tl.float32)
     to_y_q, to_y_e = tl.cast(width, tl.int64) * q_stride, tl.cast(width, tl.int64) * e_stride
-    for _ in range(0, width):
+    for _ in range(width):
         q_d, e_d = tl.load(q + b)[:, None], tl.load(e + n)[None, :]
         w_d = tl.load(w + b)[:, None] if WEIGHTED else q_d
         x = way(q_d, e_d, w_d, WEIGHTED, TORUS)

@@ -10,6 +10,7 @@ from typing import (
     List,
     Mapping,
     Optional,
+    Sequence,
     Tuple,
 )
 
@@ -69,7 +70,7 @@ class IPURuntime(Runtime):
         self,
         optimizer: torch.optim.Optimizer,
         before_update: Optional[Callable[[], None]] = None,
-    ) -> Callable[[Mapping[str, Tensor] | List[Planned]], Dict[str, Tensor]]:
+    ) -> Callable[[Mapping[str, Tensor] | Sequence[Planned]], Dict[str, Tensor]]:
         """A function that takes a batch, updates the model on the device, and returns its outputs.
 
         A batch is what a sampler or :meth:`dataloader` gives, its first two axes flattened or not;
@@ -98,9 +99,9 @@ class IPURuntime(Runtime):
         check_optimizer(optimizer, self.model)
         run = self._training_program(optimizer)
 
-        def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
+        def step(batch: Mapping[str, Tensor] | Sequence[Planned]) -> Dict[str, Tensor]:
             self.model.train()
-            out = run(self._checked(True, batch))
+            out = run(self._columns_of(True, batch))
             if not bool(out["loss"].isfinite().all()):
                 raise NonFiniteLossError(
                     f"the loss is {out['loss'].tolist()}, and has been applied; start again from the"
@@ -112,7 +113,7 @@ class IPURuntime(Runtime):
 
     def inference_step(
         self,
-    ) -> Callable[[Mapping[str, Tensor] | List[Planned]], Dict[str, Tensor]]:
+    ) -> Callable[[Mapping[str, Tensor] | Sequence[Planned]], Dict[str, Tensor]]:
         """A function that takes a batch and returns the model's outputs, stacked.
 
         Raises (the function):
@@ -121,9 +122,9 @@ class IPURuntime(Runtime):
 
         run = self._inference_program()
 
-        def step(batch: Mapping[str, Tensor] | List[Planned]) -> Dict[str, Tensor]:
+        def step(batch: Mapping[str, Tensor] | Sequence[Planned]) -> Dict[str, Tensor]:
             self.model.eval()
-            return run(self._checked(False, batch))
+            return run(self._columns_of(False, batch))
 
         return step
 
@@ -193,11 +194,11 @@ class IPURuntime(Runtime):
     def _columns_taken(self) -> Tuple[str, ...]:
         return tuple(x for x in COLUMNS if x in self.model.inputs)
 
-    def _checked(
-        self, training: bool, batch: Mapping[str, Tensor] | List[Planned]
+    def _columns_of(
+        self, training: bool, batch: Mapping[str, Tensor] | Sequence[Planned]
     ) -> Dict[str, Tensor]:
         """The columns (M * S, ...) that a program takes, of the shapes that it was made for."""
-        if isinstance(batch, list):
+        if not isinstance(batch, Mapping):
             raise ConfigError("batches of another runtime's dataloader; use that of IPURuntime")
         columns = flattened(batch, self._columns_taken, self.n_shard, self.model.paired)
         shapes = {name: tuple(x.shape) for name, x in columns.items()}
