@@ -21,16 +21,17 @@ if ((ipus % instances || instances % ${#names[@]})); then
 fi
 forwarded="" # what a process on another host would not know
 for name in PATH LD_LIBRARY_PATH OPAL_PREFIX PYTHONPATH CPATH POPLAR_ENGINE_OPTIONS \
-  IPUOF_VIPU_API_TIMEOUT BESSKGE_DATA BESSKGE_IPU; do
+  BESSKGE_DATA BESSKGE_IPU; do
   if [[ -n ${!name:-} ]]; then
     forwarded+=" -x $name"
   fi
 done
+network="--mca btl_tcp_if_include $interface --mca oob_tcp_if_include $interface"
 options+=(
   --host="$hosts"
-  --num-instances="$instances"                                  # equally many on each host
-  --num-replicas="$ipus"                                        # shards of all of them
-  --mpi-global-args="--mca btl_tcp_if_include $interface"       # MPI's own messages
-  --mpi-local-args="${forwarded# }"                             # environment of the instances
+  --num-instances="$instances"        # equally many on each host
+  --num-replicas="$ipus"              # shards of all of them
+  --mpi-global-args="$network"        # for MPI's own messages
+  --mpi-local-args="${forwarded# }"   # environment of the instances
 )
 exec poprun "${options[@]}" "${program[@]}" --n-shard "$((ipus / instances))" "$@"
