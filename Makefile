@@ -1,6 +1,7 @@
 # make train | test | ci | bench | asan, from an empty checkout: needs Python 3.8 or newer with pip, and a
 # C++ compiler for the native operations. make ipu-ops needs a Poplar SDK instead; make test-ipu-env
-# runs the tests with the Python, torch and numpy of that SDK, and needs Python 3.8.
+# runs the tests with the Python, torch and numpy of that SDK, and needs Python 3.8; make gpu needs a
+# GPU and a $(PYTHON) that has torch: it installs and builds nothing.
 #
 #   PYTHON   the interpreter to start from; a torch that it has is used
 #   VENV     the environment to make or to use; a torch that it has is kept
@@ -37,7 +38,7 @@ READY := $(VENV)/.besskge_core
 BUILT_FROM := setup.cfg setup.py pyproject.toml \
   $(shell find custom_ops -path custom_ops/ipu -prune -o \( -name '*.cpp' -o -name '*.h' \) -print)
 
-.PHONY: install train test test-ipu-env asan ipu-ops ci format format-check lint types bench clean
+.PHONY: install train test test-ipu-env asan ipu-ops ci format format-check lint types bench gpu clean
 
 install: $(READY)
 
@@ -91,6 +92,11 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# Tests and measurements on one GPU, from this tree as it is. ARGS=--rehearse tries them with tiny
+# sizes on a CPU, into build/gpu-rehearsal.
+gpu:
+	PYTHONPATH=$(CURDIR) $(PYTHON) -m benchmarks.gpu $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

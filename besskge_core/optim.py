@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Protocol, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -46,56 +46,19 @@ Plans = Mapping[nn.Parameter, RowPlan]
 Rows = Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]
 
 
-class Clock:
-    """What changes from step to step, kept on the device for steps that are captured and run again.
+class Clock(Protocol):
+    """Where a captured step reads what changes from one step to the next."""
 
-    Args:
-        optimizer: whose learning rates and step counts these are.
-        device: where they lie.
-    """
+    def tick(
+        self, parameter: Tensor, step: int, group: Dict[str, Any]
+    ) -> Tuple[Tensor, Dict[str, Any]]:
+        """The next step of a parameter, int64 (), and its group with the learning rate ().
 
-    def __init__(self, optimizer: RowOptimizer, device: torch.device) -> None:
-        self._optimizer, self._device = optimizer, device
-        self._lr = [self._number(0.0) for _ in optimizer.param_groups]
-        self._rate = [self._number(0.0) for _ in optimizer.param_groups]
-        #: what the device has been told of each group, and of each parameter
-        self._told_rate: List[float] = [0.0] * len(self._lr)
-        self._told_step: Dict[Tensor, int] = {}
-        self._steps: Dict[Tensor, Tensor] = {}
-
-    def _number(self, x: float) -> Tensor:
-        return torch.full((), x, dtype=torch.float64, device=self._device)
-
-    def set(self) -> None:
-        """Tell the device of learning rates and step counts that are others than it thinks."""
-        for i, group in enumerate(self._optimizer.param_groups):
-            if group["lr"] != self._told_rate[i]:
-                self._lr[i].fill_(group["lr"])
-                self._told_rate[i] = group["lr"]
-        for parameter, told in self._told_step.items():
-            step = self._optimizer.state[parameter]["step"]
-            if step != told:
-                self._steps[parameter].fill_(step)
-                self._told_step[parameter] = step
-
-    def hold(self, goes_on: Tensor) -> None:
-        """Learn at a rate of 0 unless `goes_on`, bool ()."""
-        for rate, lr in zip(self._rate, self._lr):
-            rate.copy_(torch.where(goes_on, lr, torch.zeros_like(lr)))
-
-    def tick(self, parameter: Tensor, step: int, group: Dict[str, Any]) -> Tuple[Tensor, Any]:
-        """The next step of a parameter, int64 (), and its group with the learning rate ()."""
-        if parameter not in self._steps:
-            self._steps[parameter] = torch.full((), step, device=self._device)
-            self._told_step[parameter] = step
-        i = next(i for i, x in enumerate(self._optimizer.param_groups) if x is group)
-        return self._steps[parameter].add_(1), {**group, "lr": self._rate[i]}
-
-    def count(self) -> None:
-        """Tell the optimiser that there was a step."""
-        for parameter in self._steps:
-            self._optimizer.state[parameter]["step"] += 1
-            self._told_step[parameter] += 1
+        Args:
+            parameter: that is to be updated.
+            step: how many steps it has had.
+            group: that it is of.
+        """
 
 
 class RowOptimizer(torch.optim.Optimizer, abc.ABC):

@@ -21,7 +21,7 @@ from support import random_triples
 
 from besskge_core.dataset import KGDataset
 from besskge_core.loss import LOSSES
-from besskge_core.ops.native import MISSING
+from besskge_core.ops import native
 
 # The same examples in every run, and no time limit: a test states a claim, not a speed.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 
 def pytest_report_header() -> str:
     versions = f"torch {torch.__version__}, numpy {np.__version__}"
-    return f"{versions}, native operations: {MISSING or 'built'}"
+    return f"{versions}, native operations: {native.MISSING or 'built'}"
 
 
 def pytest_collection_modifyitems(items):
@@ -42,6 +42,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    """Operations are plain torch, as where no native library serves."""
+    monkeypatch.setattr(native, "NATIVE", False)
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from besskge_core.batch_sampler import (
     why_not_resident,
 )
 from besskge_core.errors import ConfigError
-from besskge_core.known import KnownTriples
 from besskge_core.negative_sampler import (
     BernoulliShardedNegativeSampler,
     DegreeWeightedShardedNegativeSampler,
@@ -144,13 +143,10 @@ def test_what_is_made_on_the_host_is_said(graph):
     own = OwnNegatives(3, sharding, 7, "t")
     lists = np.zeros((1, 5), dtype=np.int64)
     given = TripleBasedShardedNegativeSampler(None, lists, sharding, "t", 0)
-    known = KnownTriples.of(graph)
-    filtered = RandomShardedNegativeSampler(3, sharding, 7, "t", known=known)
     reasons = {
         "OwnTriples draws triples in a way of its own": OwnTriples(triples, negatives, 12, 2, 0),
         "OwnNegatives draws negatives": RigidShardedBatchSampler(triples, own, 12, 2, 0),
         "negatives are given": RigidShardedBatchSampler(triples, given, 12, 2, 0),
-        "by lists made on the host": RigidShardedBatchSampler(triples, filtered, 12, 2, 0),
     }
     for reason, sampler in reasons.items():
         assert reason in why_not_resident(sampler)

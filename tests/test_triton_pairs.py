@@ -92,6 +92,13 @@ def test_equal_rows_have_no_distance_and_no_gradient(name):
     assert scores.abs().max() < 1e-12 and not any(x.any() for x in grads)
 
 
+def test_whole_numbers_are_no_way_apart_on_a_torus_however_large():
+    q = torch.tensor([[2.0**23 + 1, -(2.0**23) - 3, 2.0**22 + 5, -7.0, 2.0**30, 0.0]])
+    for comparison in ("torus_l1", "torus_l2"):
+        scores, *grads = found_by_kernels(comparison, (q, torch.zeros(1, 6), None), rows(1, 1))
+        assert not scores.any() and not any(x.any() for x in grads)
+
+
 def test_what_is_no_number_is_passed_on(name):
     comparison, (q, e, weight) = case(name, 3, 5, 18)
     q[1, 2] = float("nan")

@@ -11,7 +11,7 @@ from triton_support import DEVICE
 
 from besskge_core.ops import Rounding, Rule, plan_rows, sum_rows
 from besskge_core.ops.gpu.gather import gather
-from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update
+from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update, update_rows
 from besskge_core.ops.gpu.segments import SEGMENT, sum_runs
 from besskge_core.ops.rounding import random_halves as reference_halves
 from besskge_core.ops.rules import PER_ROW, STATES
@@ -231,6 +231,20 @@ def test_random_numbers_are_those_of_the_cpu():
         is_up = (halves + (size * 2.0**23).long()) >= 2**16
         assert torch.equal(found.cpu() > 1.0, is_up)
         assert 0.4 < is_up.float().mean() < 0.6
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_step_and_learning_rate_may_lie_on_the_device(name, lookups):
+    rule, seed = make_rule(name), 5**25
+    given = make(name, 18, torch.bfloat16, lookups, False)
+    plan = tuple(on_device(*given[3]))
+    once, again = ([x.to(DEVICE, copy=True) for x in (given[0], *given[1])] for _ in range(2))
+    there = rule._replace(lr=torch.tensor(rule.lr, dtype=torch.float64, device=DEVICE))
+    for step in (7, 1000):
+        count = torch.tensor(step, device=DEVICE)
+        update_rows(once[0], once[1:], given[2].to(DEVICE), plan, rule, step, seed, 2)
+        update_rows(again[0], again[1:], given[2].to(DEVICE), plan, there, count, seed, 2)
+    assert all(torch.equal(x, y) for x, y in zip(once, again))
 
 
 def test_two_runs_give_the_same_bits(lookups):

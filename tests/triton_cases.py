@@ -5,18 +5,25 @@ from __future__ import annotations
 import functools
 
 import torch
+from sampled_loss_support import RULES
 
 from besskge_core.ops.gpu.gather import gather
 from besskge_core.ops.gpu.pairwise import pairwise, pairwise_backward
-from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update
+from besskge_core.ops.gpu.rank_counts import rank_counts
+from besskge_core.ops.gpu.sampled_loss import sampled_loss
+from besskge_core.ops.gpu.scatter_update import FORMS, scatter_update, update_rows
 from besskge_core.ops.gpu.segments import sum_runs
+from besskge_core.ops.gpu.softmax_tiles import softmax_gradient, softmax_log_sum
+from besskge_core.ops.gpu.tile_products import softmax_gradients, softmax_scores
 from besskge_core.ops.pairwise import COMPARISONS
+from besskge_core.ops.rules import Rule
+from besskge_core.ops.sampled_loss import MOVES
 
 meta = functools.partial(torch.empty, device="meta")
 
 
 def integers(*shape, dtype=torch.int64):
-    return meta(*shape, dtype=dtype)
+    return meta(shape, dtype=dtype)
 
 
 def update(rule, dtype, width, n_row=2_500_604, n_value=50_000, n_unique=40_000):
@@ -30,6 +37,16 @@ def update(rule, dtype, width, n_row=2_500_604, n_value=50_000, n_unique=40_000)
     )  # fmt: skip
 
 
+def captured_update(rule, width=100, n_row=2_500_604, n_value=50_000):
+    """An update whose step and learning rate lie on the device."""
+    state = [meta(n_row, width)] * 2
+    update_rows(
+        meta(n_row, width), state, meta(n_value, width),
+        (integers(n_value + 1), integers(n_value + 1), integers(n_value)),
+        Rule(rule, meta((), dtype=torch.float64), 0.1, 0.9, 0.99, 1e-8), integers(), None, 0,
+    )  # fmt: skip
+
+
 def pairs(comparison, weighted=False, n_query=2048, n_candidate=640, width=100):
     """Scores and gradients, as in a step of wikikg2."""
     q, e = meta(n_query, width), meta(n_candidate, width)
@@ -38,13 +55,68 @@ def pairs(comparison, weighted=False, n_query=2048, n_candidate=640, width=100):
     pairwise_backward(scores, scores, q, e, comparison, weight)
 
 
+def loss(rule, comparison, move, width, n_positive=2048, n_candidate=640):
+    """Loss and gradients of a step of wikikg2."""
+    sampled_loss(
+        meta(2_500_604, width), integers(2 * n_positive + n_candidate), meta(535, width),
+        integers(n_positive), None, n_candidate, False, False, move, comparison, *rule[:3],
+        rule[3:9], rule.scale, True, None, None, None,
+    )  # fmt: skip
+
+
+def ranks(dtype, n_query=1000, n_column=14_541, n_filtered=60_000):
+    rank_counts(
+        meta(n_query, n_column, dtype=dtype), meta(n_query, dtype=dtype), integers(n_query),
+        integers(n_query + 1), integers(n_filtered), 0,
+    )  # fmt: skip
+
+
+def softmax(dtype, margin, excludes=True, n_query=1000, n_column=14_541):
+    """Cross-entropy of scores with all entities of FB15k-237."""
+    scores, excluded = meta(n_query, n_column, dtype=dtype), integers(n_column, dtype=torch.bool)
+    places = (excluded if excludes else None, integers(n_query), integers(n_query))
+    softmax_log_sum(scores, *places, margin, 1.0)
+    slope = meta(n_query), meta(n_query), meta(n_query)
+    softmax_gradient(scores, *places, *slope, margin, 1.0)
+
+
+def all_products(dtype, width, n_row, add, excludes, n_query=1000):
+    """Cross-entropy of inner products with all entities."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    query, rows = meta(n_query, width), meta(n_row, width)
+    excluded = integers(n_row, dtype=torch.bool) if excludes else None
+    places = excluded, integers(n_query), integers(n_query)
+    scores, *_ = softmax_scores(query, rows, *places, 0.0, 1.0, dtype, True, n_row)
+    slope = meta(n_query), meta(n_query), meta(n_query)
+    softmax_gradients(
+        scores, query, rows, *places, *slope, 0.0, 1.0, dtype, query, rows, add, n_row
+    )
+
+
 CASES = {
     "gather float32": lambda: gather(meta(1, 2_500_604, 100), integers(1, 50_000)),
+    "captured update": functools.partial(captured_update, "adam"),
     "gather bfloat16": lambda: gather(
         meta(2, 9_000, 256, dtype=torch.bfloat16), integers(2, 999, dtype=torch.int32)
     ),
     "sum of runs": lambda: sum_runs(meta(50_000, 256), integers(1_000), integers(50_000)),
 }
+for _dtype in (torch.float32, torch.bfloat16):
+    CASES[f"ranks {_dtype}"] = functools.partial(ranks, _dtype)
+    for _margin in (0.0, 0.3):
+        CASES[f"softmax {_dtype}, margin {_margin}"] = functools.partial(
+            softmax, _dtype, _margin, _margin > 0.0
+        )
+for _dtype in (torch.float32, torch.bfloat16):
+    for _width, _n_row in ((100, 2_500_604), (256, 40_943), (2000, 14_541)):
+        CASES[f"products {_dtype} {_width}"] = functools.partial(
+            all_products, _dtype, _width, _n_row, _width == 100, _width == 256
+        )
+for _i, _rule in enumerate(RULES):
+    _move, _comparison = MOVES[_i % len(MOVES)], COMPARISONS[_i % len(COMPARISONS)]
+    CASES[f"loss {_i}, {_move}, {_comparison}"] = functools.partial(
+        loss, _rule, _comparison, _move, (100, 256, 2000)[_i % 5 % 3]
+    )
 for _comparison in COMPARISONS[1:]:
     CASES[f"pairs {_comparison}"] = functools.partial(pairs, _comparison)
 for _comparison in ("l1", "l2"):

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton is not installed")
+from besskge_core.ops.gpu.language import HAS_TRITON, triton
+
+if not HAS_TRITON:
+    pytest.skip("Triton is not installed, or too old", allow_module_level=True)
 
 from triton.runtime import interpreter
 
@@ -33,3 +36,20 @@ def _run_without_warnings(self, *arguments, **options):
 
 
 interpreter.GridExecutor.__call__ = _run_without_warnings
+
+_create_dot = interpreter.InterpreterBuilder.create_dot
+
+
+def _as_float(x):
+    if x.dtype.scalar != triton.language.bfloat16:
+        return x
+    bits = x.data.astype(np.uint32) << 16
+    return interpreter.TensorHandle(bits.view(np.float32), triton.language.float32)
+
+
+def _dot_of_halves(self, a, b, *arguments):
+    # Triton 3.6 multiplies the bits of bfloat16 as if they were integers.
+    return _create_dot(self, _as_float(a), _as_float(b), *arguments)
+
+
+interpreter.InterpreterBuilder.create_dot = _dot_of_halves

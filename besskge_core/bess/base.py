@@ -51,7 +51,7 @@ class BessKGE(OverTables, abc.ABC):
 
     inputs: Tuple[str, ...] = (
         "head", "relation", "tail", "negative", "triple_mask", "triple_weight", "negative_mask",
-        "negative_filter", "heads_replaced", "hub",
+        "negative_filter", "negative_kept", "heads_replaced", "hub",
     )  # fmt: skip
 
     #: Whether every positive meets the shared negatives of all shards, not those sent to its own;
@@ -113,6 +113,7 @@ class BessKGE(OverTables, abc.ABC):
         hub: Optional[Tensor] = None,
         rows: Optional[Tensor] = None,
         plan: Optional[RowPlan] = None,
+        negative_kept: Optional[Tensor] = None,
     ) -> Dict[str, Tensor]:
         """Gather rows, exchange them, score, and compute loss and metrics.
 
@@ -132,6 +133,7 @@ class BessKGE(OverTables, abc.ABC):
                 count all hubs, those of the first shard first.
             rows: what :meth:`rows_read` gives for these columns, and
             plan: their grouping; both are made here where they are needed and missing.
+            negative_kept: bool (L, B, C), instead of `negative_filter`: False excludes a negative.
 
         Returns:
             "loss" (): mean over the hosted shards of the loss of each shard's micro-batch.
@@ -145,6 +147,7 @@ class BessKGE(OverTables, abc.ABC):
             "triple_mask": (triple_mask, "L S P"),
             "negative_mask": (negative_mask, "L A S N"),
             "negative_filter": (negative_filter, "L K 2"),
+            "negative_kept": (negative_kept, "L B C"),
             "heads_replaced": (heads_replaced, "L S P"),
             "hub": (hub, "L H"),
         }
@@ -158,7 +161,8 @@ class BessKGE(OverTables, abc.ABC):
         batch = MicroBatch(
             head, relation, tail, negative, triple_mask, heads_replaced, hub, negative_mask
         )
-        how = None if negative_filter is not None else fused.fused(self, batch)
+        filtered = negative_filter is not None or negative_kept is not None
+        how = None if filtered else fused.fused(self, batch)
         if how is not None:
             weight = None
             if triple_weight is not None or triple_mask is not None:
@@ -167,8 +171,10 @@ class BessKGE(OverTables, abc.ABC):
         with self.score_fn.pooling(self._shares_candidates):
             scored = self._score(batch)
         if negative_mask is not None:
-            scored = self._exclude(scored, negative_mask, head.shape[-1])
-        if negative_filter is None and self.negative_sampler.known is not None:
+            scored = self._keep(scored, self._in_columns(negative_mask, head.shape[-1]))
+        if negative_kept is not None:
+            scored = self._keep(scored, negative_kept)
+        elif negative_filter is None and self.negative_sampler.known is not None:
             found = {"head": head, "relation": relation, "tail": tail, "negative": negative}
             if heads_replaced is not None:
                 found["heads_replaced"] = heads_replaced
@@ -331,9 +337,8 @@ class BessKGE(OverTables, abc.ABC):
         relations = relation.flatten(1)
         return self.regularizer.of_triples(self.score_fn, scored.head, relations, scored.tail)
 
-    def _exclude(self, scored: Scored, negative_mask: Tensor, n_positive: int) -> Scored:
-        """Take negatives out: their score becomes -inf."""
-        mask = self._in_columns(negative_mask, n_positive)
+    def _keep(self, scored: Scored, mask: Tensor) -> Scored:
+        """Take negatives out where a mask (L, 1 or B, C) is False: their score becomes -inf."""
         n_column = scored.negative.shape[-1]
         if mask.shape[-1] < n_column:  # columns added by augmentation
             mask = nn.functional.pad(mask, (0, n_column - mask.shape[-1]), value=True)

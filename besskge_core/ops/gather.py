@@ -38,7 +38,8 @@ def gather(table: Tensor, index: Tensor) -> Tensor:
     """
     match_shapes(table=(table, "L E D"), index=(index, "L K"))
     if native.serves("gather", table, *_NATIVE_DTYPES):
-        rows: Tensor = torch.ops.besskge.gather(table, index)
+        # On a CPU the operation has its gradient in C++.
+        rows: Tensor = (torch.ops.besskge.gather if table.is_cpu else _Gather.apply)(table, index)
         return rows
     return _traced(table, index) if is_traced() else reference(table, index)
 
@@ -70,18 +71,25 @@ def _traced(table: Tensor, index: Tensor) -> Tensor:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, index: Tensor) -> Tensor:
-        n_host, n_row, width = table.shape
-        shard = torch.arange(n_host, device=index.device)[:, None]
-        flat = (index + shard * n_row).flatten()
-        ctx.save_for_backward(flat)
+        ctx.save_for_backward(index)
         ctx.table_shape = table.shape
-        rows = table.flatten(end_dim=1).index_select(0, flat)
-        return rows.view(n_host, index.shape[1], width)
+        if native.serves("gather", table, *_NATIVE_DTYPES) and not table.is_cpu:
+            found: Tensor = torch.ops.besskge.gather(table, index)
+            return found
+        rows = table.flatten(end_dim=1).index_select(0, _end_to_end(index, table.shape[1]))
+        return rows.view(*index.shape, table.shape[2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tuple[Tensor, None]:
-        (flat,) = ctx.saved_tensors
-        return sparse_gradient(flat, grad.flatten(end_dim=1), ctx.table_shape), None
+        (index,) = ctx.saved_tensors
+        rows = _end_to_end(index, ctx.table_shape[1])
+        return sparse_gradient(rows, grad.flatten(end_dim=1), ctx.table_shape), None
+
+
+def _end_to_end(index: Tensor, n_row: int) -> Tensor:
+    """(L K,): rows (L, K) of the tables, laid end to end."""
+    shard = torch.arange(len(index), device=index.device)[:, None]
+    return (index + shard * n_row).flatten()
 
 
 @register_fake("gather")

@@ -10,7 +10,7 @@ import importlib
 import logging
 import warnings
 from pathlib import Path
-from typing import Any, Callable, FrozenSet, List
+from typing import Any, Callable, Dict, FrozenSet, List
 
 import torch
 from torch import Tensor
@@ -76,8 +76,17 @@ def operations() -> List[str]:
     return sorted(name for space, _, name in names if space == "besskge" and name not in about)
 
 
+#: Operation -> what tells torch its shapes.
+FAKES: Dict[str, Callable[..., Any]] = {}
+
+
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Tell torch the shapes of `besskge::name`, where there is one and torch is new enough."""
-    if (NATIVE or name in ON_GPU) and hasattr(torch.library, "register_fake"):
-        return torch.library.register_fake(f"besskge::{name}")
-    return lambda function: function
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        FAKES[name] = function
+        if (NATIVE or name in ON_GPU) and hasattr(torch.library, "register_fake"):
+            torch.library.register_fake(f"besskge::{name}")(function)
+        return function
+
+    return register

@@ -79,9 +79,10 @@ class Pairing(NamedTuple):
     comparison: str
 
 
-def serves(table: Tensor) -> bool:
-    """Whether the loss is native for this table."""
-    return native.serves("sampled_loss", table, torch.float32)
+def serves(table: Tensor, per_triple: bool) -> bool:
+    """Whether the loss is native for this table and such candidates; on a GPU they are shared."""
+    is_native = native.serves("sampled_loss", table, torch.float32)
+    return is_native and not (per_triple and table.is_cuda)
 
 
 def sampled_loss(
@@ -131,7 +132,7 @@ def sampled_loss(
         )
     if pairing.per_triple and n_group != 1:
         raise ConfigError(f"candidates of each triple are one group, got {n_group}")
-    if not serves(table):
+    if not serves(table, pairing.per_triple):
         return reference(table, index, relation, relation_id, pairing, rule, weight)
     wanted = torch.is_grad_enabled() and (table.requires_grad or relation.requires_grad)
     if not (wanted and pairing.per_triple):
@@ -185,7 +186,7 @@ class _SampledLoss(torch.autograd.Function):
         if found is None:
             raise RuntimeError("the sampled loss has one backward pass, this is another")
         rows, relations, entry = found
-        if grad.device.type != "cpu" or float(grad) != 1.0:  # elsewhere, looking would wait
+        if not grad.is_cpu or float(grad) != 1.0:  # to look at it on a GPU would wait for that
             rows, relations = rows.mul_(grad), relations.mul_(grad)
         return (sparse_gradient(entry, rows, ctx.shape), relations, *[None] * 7)
 

@@ -29,6 +29,8 @@ Change = Callable[[Tensor, Tensor, List[Tensor]], None]
 #: Numbers of a table that are updated at once where all of it is: a block, its gradient and its
 #: state fit in a core's cache.
 BLOCK = 2**16
+#: The same elsewhere, where few large operations are best.
+DEVICE_BLOCK = 2**27
 
 _NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -64,6 +66,13 @@ def scatter_update(
         ValueError: other shapes, or a plan that does not fit them.
     """
     if _is_native(table, state, values):
+        if table.is_cuda:  # past the dispatcher, whose numbers are those of the host
+            from besskge_core.ops.gpu.scatter_update import update_rows  # needs Triton
+
+            seed, stream = (None, 0) if rounding is None else rounding
+            plan = unique_rows, run_offsets, order
+            update_rows(table, state, values, plan, rule, step, seed, stream)
+            return
         rule = rule._replace(lr=float(rule.lr))
         torch.ops.besskge.scatter_update(
             table, state, values, unique_rows, run_offsets, order, *rule, int(step),
@@ -200,7 +209,8 @@ def _change_all(
     tensors, n_at_once = [table, values.view(table.shape), *state], 0
     if table.dim() and table.is_contiguous():
         tensors = [x.reshape(n_row, x.shape[-1]) for x in tensors]
-        n_at_once = max(BLOCK // max(table.shape[-1], 1), 1)
+        block = BLOCK if table.device.type == "cpu" else DEVICE_BLOCK
+        n_at_once = max(block // max(table.shape[-1], 1), 1)
     first = 0
     for own, grad, *rows_of_state in zip(
         *(x.split(n_at_once) if n_at_once else (x,) for x in tensors)

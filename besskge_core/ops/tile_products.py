@@ -77,7 +77,7 @@ def softmax_scores(
     """
     _check(query, rows, logits)
     query, rows = query.detach(), rows.detach()
-    if _native(query, dtype):
+    if _native(query, logits, dtype):
         return Scored(
             *torch.ops.besskge.softmax_scores(
                 query, rows, logits.excluded, logits.row, logits.column, logits.margin,
@@ -132,7 +132,7 @@ def softmax_gradients(
     _check(query, rows, logits)
     match_shapes(query=(query, "Q D"), grad_query=(grad_query, "Q D"), log_total=(slope.log_total, "Q"))  # fmt: skip
     match_shapes(rows=(rows, "M D"), grad_rows=(grad_rows, "M D"))
-    if _native(query, dtype):
+    if _native(query, logits, dtype):
         torch.ops.besskge.softmax_gradients(
             scored.scores, query.detach(), rows.detach(), logits.excluded, logits.row,
             logits.column, *slope, logits.margin, logits.temperature, dtype, grad_query,
@@ -167,11 +167,11 @@ def _tiles(
         yield tile, inside, here
 
 
-def _native(query: Tensor, dtype: torch.dtype) -> bool:
-    return native.serves("softmax_scores", query, torch.float32) and dtype in (
-        torch.float32,
-        torch.bfloat16,
-    )
+def _native(query: Tensor, logits: Logits, dtype: torch.dtype) -> bool:
+    if query.is_cuda and logits.margin:  # is of scores at labels, which its kernels do not store
+        return False
+    is_native = native.serves("softmax_scores", query, torch.float32)
+    return is_native and dtype in (torch.float32, torch.bfloat16)
 
 
 def _check(query: Tensor, rows: Tensor, logits: Logits) -> None:
@@ -204,6 +204,15 @@ def _(
     keep: bool,
     tile: int,
 ) -> Tuple[Tensor, Tensor, Tensor]:
+    if query.is_cuda:
+        from besskge_core.ops.gpu.tile_products import recomputes  # needs Triton
+
+        kept = keep and not recomputes(query.shape[1], dtype)
+        return (
+            query.new_empty((len(query), len(rows)) if kept else (0,), dtype=dtype),
+            query.new_empty((len(query),)),
+            query.new_empty((len(label_row),)),
+        )
     height = min(tile, TILE)
     n_tile = (rows.shape[0] + height - 1) // height if keep else 0
     return (

@@ -32,6 +32,7 @@ class Replayed(Generic[T]):
         self._n_call = 0
         self._graph: Optional[torch.cuda.CUDAGraph] = None
         self._found: Optional[T] = None
+        self._beside: Optional[torch.cuda.Stream] = None
         self.reason = "" if device.type == "cuda" else f"{device.type} has no graphs"
 
     @property
@@ -43,7 +44,7 @@ class Replayed(Generic[T]):
         if self._graph is None and not self.reason:
             self._n_call += 1
             if self._n_call <= N_WARM_UP:
-                return self._beside()
+                return self._warm_up()
             self._capture()
         if self._graph is None:
             return self._function()
@@ -51,22 +52,27 @@ class Replayed(Generic[T]):
         assert self._found is not None
         return self._found
 
-    def _beside(self) -> T:
-        """On a stream that is not the default one, as captures are."""
-        current, stream = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
-        stream.wait_stream(current)
-        with torch.cuda.stream(stream):
+    def _warm_up(self) -> T:
+        """A call on a stream that is not the default one, as captures are."""
+        current = torch.cuda.current_stream(self._device)
+        if self._beside is None:
+            self._beside = torch.cuda.Stream(self._device)
+        self._beside.wait_stream(current)
+        with torch.cuda.stream(self._beside):
             found = self._function()
-        current.wait_stream(stream)
+        current.wait_stream(self._beside)
         return found
 
     def _capture(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.device(self._device), torch.cuda.graph(graph):
                 self._found = self._function()
         except RuntimeError as error:
-            self.reason = str(error).strip().split("\n")[0]
+            first: BaseException = error  # of the errors that the end of the capture adds to
+            while first.__context__ is not None:
+                first = first.__context__
+            self.reason = str(first).strip().split("\n")[0]
             torch.cuda.synchronize(self._device)
             logging.getLogger("besskge_core").warning(
                 "a step cannot be captured in a CUDA graph and is launched anew each time: %s",

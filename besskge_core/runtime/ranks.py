@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, TypeVar
 import torch
 import torch.distributed as dist
 
-from besskge_core.errors import WorkerLostError
+from besskge_core.errors import ConfigError, WorkerLostError
 from besskge_core.exchange import DistributedExchange, Exchange, LocalExchange
 from besskge_core.exchange.distributed import dealt
 from besskge_core.runtime.devices import checked_device
@@ -154,6 +154,11 @@ def join(device: str = "cpu", timeout: float = TIMEOUT) -> Ranks:
     chosen, wait = torch.device(device), timedelta(seconds=timeout)
     if chosen.type == "cuda":
         chosen = checked_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        if not dist.is_nccl_available():
+            raise ConfigError(
+                f"device is {device!r} in several processes, but this torch has no NCCL, over which GPUs"
+                " talk; give device 'cpu', or one process"
+            )
         torch.cuda.set_device(chosen)
     try:
         if not dist.is_initialized():

@@ -24,10 +24,11 @@ from besskge_core.batch_sampler import (
     why_not_resident,
 )
 from besskge_core.bess import AllEntitiesBessKGE, BessKGE
+from besskge_core.bess.resident_filter import why_no_filter
 from besskge_core.embedding import Embedding
 from besskge_core.errors import NonFiniteLossError
 from besskge_core.ops import RowPlan
-from besskge_core.optim import Clock, RowOptimizer, RuleOptimizer
+from besskge_core.optim import RowOptimizer, RuleOptimizer
 from besskge_core.runtime.base import (
     AFTER_NO_LOSS,
     Model,
@@ -36,6 +37,7 @@ from besskge_core.runtime.base import (
     nothing,
     stack_outputs,
 )
+from besskge_core.runtime.clock import DeviceClock
 from besskge_core.runtime.devices import checked_device
 from besskge_core.runtime.graphs import Replayed
 from besskge_core.runtime.local import LocalRuntime
@@ -54,6 +56,9 @@ class Turn(Sequence[Planned]):
 
     def __len__(self) -> int:
         return self.drawing.window.n_micro
+
+    def __iter__(self) -> Iterator[Planned]:
+        return (self[micro] for micro in range(len(self)))
 
     def __getitem__(self, micro: Union[int, slice]) -> Planned:  # type: ignore[override]
         if not isinstance(micro, int) or not 0 <= micro < len(self):
@@ -80,16 +85,16 @@ class _Program(NamedTuple):
 
     drawing: Drawing
     tensors: Tuple[int, ...]
-    clock: Clock
+    clock: DeviceClock
     run: Replayed[Dict[str, Tensor]]
 
 
 class ResidentRuntime(LocalRuntime):
     """Runs steps on one GPU, with batches drawn there.
 
-    What cannot be drawn there is made on the host as in :class:`LocalRuntime`, and copied; what
-    :attr:`reason` then says. So it is with a sampler that draws in a way of its own or leaves true
-    triples out, and with a model whose batches the host completes. Optimisers of torch, or a
+    What cannot be drawn there is made on the host as in :class:`LocalRuntime`, and copied; why,
+    :attr:`reason` says. So it is with given negatives, with a sampler that draws in a way of its own,
+    and with a model whose batches the host completes. Optimisers of torch, or a
     `before_update`, get each step launched by itself.
 
     Args:
@@ -116,7 +121,7 @@ class ResidentRuntime(LocalRuntime):
         self._drawing: Optional[Drawing] = None
         self._programs: List[_Program] = []
         self._is_finite = torch.ones((), dtype=torch.bool, device=self.device)
-        self._clock: Optional[Clock] = None
+        self._clock: Optional[DeviceClock] = None
         self._n_since, self._seen = 0, _Seen()
 
     def dataloader(
@@ -180,6 +185,8 @@ class ResidentRuntime(LocalRuntime):
         completed = getattr(type(self.model), "prepare", None)
         if not reason and completed not in (BessKGE.prepare, AllEntitiesBessKGE.prepare):
             reason = f"the host completes the batches of {type(self.model).__name__}"
+        if not reason and sampler.negative_sampler.known is not None:
+            reason = why_no_filter(sampler.negative_sampler.known)
         if not reason and self._constrained():
             reason = "an embedding has a constrainer, which is told the rows that changed"
         known = self._drawing is not None and self._drawing.sampler is sampler
@@ -210,7 +217,7 @@ class ResidentRuntime(LocalRuntime):
         for program in self._programs:
             if program.drawing is drawing and program.tensors == tensors:
                 return program
-        clock = Clock(optimizer, self.device)
+        clock = DeviceClock(optimizer, self.device)
 
         def run() -> Dict[str, Tensor]:
             # Here alone, so that other steps of the optimiser read what the host says.

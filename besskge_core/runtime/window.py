@@ -11,13 +11,14 @@ Axes:
 
 from __future__ import annotations
 
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 from besskge_core.batch_sampler import ResidentBatches
 from besskge_core.bess import BessKGE
+from besskge_core.bess.resident_filter import ResidentFilter
 from besskge_core.ops import RowPlan
 from besskge_core.ops.rows import plan_rows_padded
 from besskge_core.runtime.base import Model, Planned
@@ -58,6 +59,10 @@ class Window:
 
     def __init__(self, batches: ResidentBatches, model: Model, n_byte: int = WINDOW_BYTES) -> None:
         self.batches, self.model = batches, model
+        known = batches.sampler.negative_sampler.known
+        self._filter: Optional[ResidentFilter] = None
+        if known is not None:
+            self._filter = ResidentFilter(known, model.score_fn.sharding, batches.device)
         self.n_micro = batches.sampler.batches_per_step
         self._epoch, self._first, self._slot = (
             torch.zeros((), dtype=torch.int64, device=batches.device) for _ in range(3)
@@ -129,8 +134,12 @@ class Window:
         columns = {name: x.flatten(0, 1) for name, x in batch.items() if name in model.inputs}
         if not isinstance(model, BessKGE):
             return columns
-        of_micros = zip(*(x.unbind() for x in columns.values()))
-        rows = [model.rows_read(dict(zip(columns, micro))) for micro in of_micros]
+        of_columns = zip(*(x.unbind() for x in columns.values()))
+        micros = [dict(zip(columns, micro)) for micro in of_columns]
+        rows = [model.rows_read(micro) for micro in micros]
+        if self._filter is not None:
+            kept = [self._filter.kept(model, micro) for micro in micros]
+            columns["negative_kept"] = torch.stack(kept)
         known = [x for x in rows if x is not None]
         if len(known) < len(rows):
             return columns

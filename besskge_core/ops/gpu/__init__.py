@@ -18,11 +18,20 @@ MODULES: Dict[str, str] = {
     "gather": "gather",
     "pairwise": "pairwise",
     "pairwise_backward": "pairwise",
+    "rank_counts": "rank_counts",
+    "sampled_loss": "sampled_loss",
     "scatter_update": "scatter_update",
+    "softmax_gradient": "softmax_tiles",
+    "softmax_gradients": "tile_products",
+    "softmax_log_sum": "softmax_tiles",
+    "softmax_scores": "tile_products",
 }
 
 #: Arguments that an operation changes; of all others none.
-CHANGED: Dict[str, FrozenSet[str]] = {"scatter_update": frozenset({"table", "state"})}
+CHANGED: Dict[str, FrozenSet[str]] = {
+    "scatter_update": frozenset({"table", "state"}),
+    "softmax_gradients": frozenset({"scores", "grad_query", "grad_rows"}),
+}
 
 #: Keeps torch's registrations alive.
 _LIBRARIES: List[Any] = []

@@ -47,4 +47,4 @@ def power_of_two(n: int) -> int:
 
 def n_warps(n: int) -> int:
     """Warps for a block of n numbers: 8 of them a thread, two loads of 16 bytes in float32."""
-    return min(max(n // 256, 1), 16)
+    return min(max(power_of_two(n) // 256, 1), 16)

@@ -269,7 +269,7 @@ def pairwise(q: Tensor, e: Tensor, comparison: str, weight: Optional[Tensor]) ->
     """(B, D), (N, D) -> (B, N), in float32; see the operation's Python face."""
     if comparison == "dot":
         return q @ e.t()
-    return negated_distances(q, e, comparison, weight)
+    return negated_distances(q, e, comparison, weight).contiguous()
 
 
 def pairwise_backward(
@@ -282,4 +282,5 @@ def pairwise_backward(
         grad = l2_slope(grad, scores)
     dq, dw = distance_gradient(grad, q, e, comparison, weight, True)
     de, _ = distance_gradient(grad, q, e, comparison, weight, False)
-    return dq, de, q.new_empty((0, q.shape[1])) if weight is None else dw
+    dw = q.new_empty((0, q.shape[1])) if weight is None else dw.contiguous()
+    return dq.contiguous(), de.contiguous(), dw

@@ -12,7 +12,7 @@ Axes:
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -33,6 +33,10 @@ from besskge_core.ops.gpu.segments import (
     partial_sums,
     sum_of_run,
 )
+from besskge_core.ops.rules import Rule
+
+#: unique_rows, run_offsets and order of an update.
+Plan = Tuple[Optional[Tensor], Optional[Tensor], Optional[Tensor]]
 
 #: Columns whose random numbers come together.
 GROUP = 128
@@ -66,20 +70,26 @@ def narrowed(weight, more):
     return rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
+@jit
+def number(x, THERE: constexpr):
+    """A number, or in float32 the one that lies at an address."""
+    return tl.load(x).to(tl.float32) if THERE else x
+
+
 @jit_for_any("seed", "step", "stream")
 def update_kernel(
-    table, first, second, values, rows,
-    run_offsets, order, partial,
-    n_row, n_unique, n_value, width, stride,
-    lr, keep, beta1, rest1, beta2, rest2,
-    correction, eps, seed, step, stream,
+    table, first, second, values, rows, run_offsets, order, partial, n_row, n_unique, n_value,
+    width, stride, lr, keep, beta1, rest1, beta2, rest2, correction, eps, seed, step, stream,
     MOMENTUM: constexpr, DIVISOR: constexpr, PER_ROW: constexpr, HAS_ROWS: constexpr,
     HAS_RUNS: constexpr, SEGMENT: constexpr, STOCHASTIC: constexpr, BLOCK_D: constexpr,
+    LR_THERE: constexpr, KEEP_THERE: constexpr, STEP_THERE: constexpr,
 ):  # fmt: skip
     """One row, or BLOCK_D columns of it. Grid: rows that change, blocks of columns.
 
-    MOMENTUM: the first state: 0 none, 1 that of momentum, 2 a mean. DIVISOR: the second one:
-    0 none, 1 a sum of squares, 2 a mean of them.
+    lr, keep, correction, step: numbers, or as X_THERE says addresses of such, the last two alike;
+    float64 and int64. MOMENTUM: the first state: 0 none,
+    1 that of momentum, 2 a mean. DIVISOR: the second one: 0 none, 1 a sum of squares, 2 a mean of
+    them.
     """
     unique = tl.program_id(0)
     row = tl.load(rows + unique) if HAS_ROWS else unique.to(tl.int64)
@@ -99,7 +109,7 @@ def update_kernel(
     else:
         source = values + unique.to(tl.int64) * stride + d
         grad = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    weight = weight * keep
+    weight = weight * number(keep, KEEP_THERE)
     direction = grad
     if MOMENTUM != 0:
         moment = tl.load(first + at, mask=inside, other=0.0) * beta1
@@ -118,13 +128,14 @@ def update_kernel(
             tl.store(at_second, total)
         else:
             tl.store(at_second, total, mask=inside)
-        root = tl.sqrt_rn(total if DIVISOR == 1 else total * correction) + eps
+        root = tl.sqrt_rn(total if DIVISOR == 1 else total * number(correction, STEP_THERE)) + eps
         direction = tl.div_rn(direction, tl.zeros([BLOCK_D], tl.float32) + root)
-    weight = weight - direction * lr
+    weight = weight - direction * number(lr, LR_THERE)
     if table.dtype.element_ty == tl.bfloat16:
         if STOCHASTIC:
             groups = tl.program_id(1) * (BLOCK_D // 128)
-            more = random_halves(row, groups, seed, step, stream, BLOCK_D)
+            at_step = tl.load(step) if STEP_THERE else step
+            more = random_halves(row, groups, seed, at_step, stream, BLOCK_D)
         else:
             more = ((weight.to(tl.uint32, bitcast=True) >> 16) & 1) + 0x7FFF
         tl.store(table + at, narrowed(weight, more), mask=inside)
@@ -141,6 +152,55 @@ FORMS = {
     "adam": (2, 2, False),
     "rowwise_adam": (2, 2, True),
 }
+
+
+def update_rows(
+    table: Tensor,
+    state: Sequence[Tensor],
+    values: Tensor,
+    plan: Plan,
+    rule: Rule,
+    step: Union[int, Tensor],
+    seed: Optional[int],
+    stream: int,
+) -> None:
+    """Changes rows of a table and of its state, without waiting for the device.
+
+    Args:
+        table, state, values: of the operation.
+        plan: unique_rows, run_offsets and order, None as there. A row outside of the table changes
+            nothing, so that a plan of fixed length can be filled up.
+        rule: its learning rate may be a float64 tensor (), and
+        step: an int64 tensor (), on the device: a captured step reads them when it is replayed.
+        seed, stream: of the rounding, or None.
+    """
+    rows, run_offsets, order = plan
+    momentum, divisor, per_row = FORMS[rule.name]
+    n_row, width = table.shape[:-1].numel(), table.shape[-1]
+    n_unique = n_row if rows is None else len(rows)
+    if not (n_unique and width):
+        return
+    values, partial, n_value = as_rows(values, width), None, len(values)
+    if run_offsets is not None and order is not None:
+        partial, n_value = partial_sums(values, run_offsets, order), len(order)
+    stochastic = seed is not None and table.dtype == torch.bfloat16
+    block = power_of_two(width) if per_row else column_block(width)
+    block = max(block, GROUP) if stochastic else block
+    count = step.double() if isinstance(step, Tensor) else step
+    lr, keep = rule.lr, 1.0 - rule.lr * rule.weight_decay if rule.weight_decay else 1.0
+    lr = lr / (1.0 - rule.beta1**count) if momentum == 2 else lr
+    correction = 1.0 / (1.0 - rule.beta2**count) if divisor == 2 else 1.0
+    update_kernel[(n_unique, triton.cdiv(width, block))](
+        table, state[0] if momentum else table, state[-1] if divisor else table, values,
+        *(values if x is None else x for x in (rows, run_offsets, order, partial)),
+        n_row, n_unique, n_value, width, values.stride(0), lr, keep, rule.beta1, 1.0 - rule.beta1,
+        rule.beta2, 1.0 - rule.beta2, correction, rule.eps, seed or 0, step, stream,
+        MOMENTUM=momentum, DIVISOR=divisor, PER_ROW=per_row, HAS_ROWS=rows is not None,
+        HAS_RUNS=order is not None, SEGMENT=0 if partial is None else SEGMENT,
+        STOCHASTIC=stochastic, BLOCK_D=block, num_warps=n_warps(block), enable_fp_fusion=False,
+        LR_THERE=isinstance(lr, Tensor), KEEP_THERE=isinstance(keep, Tensor),
+        STEP_THERE=isinstance(step, Tensor),
+    )  # fmt: skip
 
 
 def scatter_update(
@@ -160,32 +220,6 @@ def scatter_update(
     seed: Optional[int],
     stream: int,
 ) -> None:
-    """Changes rows of a table and of its state; see the operation's Python face.
-
-    A row outside of the table changes nothing, so that a plan of fixed length can be filled up.
-    """
-    momentum, divisor, per_row = FORMS[rule]
-    width = table.shape[-1]
-    n_row = table.shape[:-1].numel()
-    n_unique = n_row if unique_rows is None else len(unique_rows)
-    if not (n_unique and width):
-        return
-    values = as_rows(values, width)
-    planned = run_offsets is not None and order is not None
-    partial = partial_sums(values, run_offsets, order) if planned else None  # type: ignore[arg-type]
-    stochastic = seed is not None and table.dtype == torch.bfloat16
-    block = power_of_two(width) if per_row else column_block(width)
-    block = max(block, GROUP) if stochastic else block
-    is_mean = momentum == 2
-    update_kernel[(n_unique, triton.cdiv(width, block))](
-        table, state[0] if momentum else table, state[-1] if divisor else table, values,
-        values if unique_rows is None else unique_rows, run_offsets if planned else values,
-        order if planned else values, values if partial is None else partial,
-        n_row, n_unique, len(order) if planned else 0, width, values.stride(0),  # type: ignore[arg-type]
-        lr / (1.0 - beta1**step) if is_mean else lr, 1.0 - lr * weight_decay,
-        beta1, 1.0 - beta1, beta2, 1.0 - beta2,
-        1.0 / (1.0 - beta2**step) if divisor == 2 else 1.0, eps, seed or 0, step, stream,
-        MOMENTUM=momentum, DIVISOR=divisor, PER_ROW=per_row, HAS_ROWS=unique_rows is not None,
-        HAS_RUNS=planned, SEGMENT=0 if partial is None else SEGMENT, STOCHASTIC=stochastic,
-        BLOCK_D=block, num_warps=n_warps(block), enable_fp_fusion=False,
-    )  # fmt: skip
+    """The operation: :func:`update_rows` with numbers of the host."""
+    plan, numbers = (unique_rows, run_offsets, order), (weight_decay, beta1, beta2, eps)
+    update_rows(table, state, values, plan, Rule(rule, lr, *numbers), step, seed, stream)

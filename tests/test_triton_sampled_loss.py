@@ -1,0 +1,167 @@
+"""The loss by Triton kernels is that of the plain-torch reference, and so are its gradients."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from pairs_support import COMPARISONS, leaves_of, value_and_gradients
+from sampled_loss_support import RULES, case
+from torch.testing import assert_close
+from triton_support import DEVICE
+
+from besskge_core.ops import Pairing
+from besskge_core.ops.gpu import losses
+from besskge_core.ops.gpu.sampled_loss import sampled_loss
+from besskge_core.ops.sampled_loss import MOVES
+
+reference = sys.modules["besskge_core.ops.sampled_loss"].reference
+
+
+def found_by_kernels(given, pairing, rule, weighted, wanted=True):
+    """The loss, and the gradients of table (L, E, D) and relations."""
+    table, index, relation, relation_id, weight = [x.to(DEVICE) for x in given]
+    loss, of_rows, of_relation = sampled_loss(
+        table.flatten(end_dim=1), index[0], relation, relation_id[0],
+        weight[0] if weighted else None, *pairing, *rule[:3], rule[3:9], rule.scale, wanted,
+        None, None, None,
+    )  # fmt: skip
+    if not wanted:
+        assert not of_rows.numel() and not of_relation.numel()
+        return [loss.cpu()]
+    of_table = torch.zeros(table[..., 0].numel(), table.shape[2])
+    of_table.index_add_(0, index[0].cpu(), of_rows.cpu())
+    return [loss.cpu(), of_table.view(table.shape), of_relation.cpu()]
+
+
+def expected_of(given, pairing, rule, weighted):
+    table, index, relation, relation_id, weight = given
+    leaves = leaves_of([table, relation], torch.float64)
+    weight = weight.double() if weighted else None
+    return value_and_gradients(
+        lambda: reference(leaves[0], index, leaves[1], relation_id, pairing, rule, weight), leaves
+    )
+
+
+def check(given, pairing, rule, weighted=True, atol=0.0):
+    found = found_by_kernels(given, pairing, rule, weighted)
+    for x, y in zip(found, expected_of(given, pairing, rule, weighted)):
+        assert x.dtype == torch.float32
+        size = y.abs().max().item() if y.numel() else 0.0
+        assert_close(x.double(), y, rtol=2e-5, atol=max(atol, 1e-5 * size))
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("comparison", COMPARISONS)
+def test_loss_and_gradients_are_those_of_the_reference(comparison, move):
+    for i, rule in enumerate(RULES[:: 1 if (comparison, move) == ("l1", "translation") else 4]):
+        for heads in (False, True):
+            pairing = Pairing(11, False, heads, move, comparison)
+            check(case(seed=i), pairing, rule, weighted=(i + heads) % 2 == 0)
+
+
+SHAPES = {  # name -> (B, N, D)
+    "no positives": (0, 3, 6),
+    "one": (1, 1, 2),
+    "no multiples of a tile": (19, 37, 26),
+    "more candidates than a tile": (3, 300, 6),
+    "wide": (2, 5, 400),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_any_number_of_rows_is_served(shape, monkeypatch):
+    monkeypatch.setattr(sys.modules["besskge_core.ops.gpu.sampled_loss"], "BLOCK_N", 128)
+    n_positive, n_candidate, width = shape
+    given = case(n_positive, n_candidate, (False, 1), width)
+    for comparison, rule in zip(("dot", "l1", "modulus"), (RULES[3], RULES[9], RULES[12])):
+        pairing = Pairing(n_candidate, False, True, "complex_scaling", comparison)
+        check(given, pairing, rule._replace(margin=rule.margin + 0.1))
+
+
+def test_rows_may_have_an_odd_width():
+    for comparison in sorted(set(COMPARISONS) - {"modulus"}):
+        for move in ("translation", "scaling"):
+            check(case(width=19), Pairing(11, False, False, move, comparison), RULES[0])
+
+
+def test_complex_numbers_have_two_parts():
+    for move, comparison in (("complex_scaling", "dot"), ("scaling", "modulus")):
+        with pytest.raises(ValueError, match="expects rows of complex numbers, got a width of 19"):
+            check(case(width=19), Pairing(11, False, False, move, comparison), RULES[0])
+
+
+def test_entities_may_come_again_and_be_their_own_negatives():
+    for comparison in COMPARISONS:
+        table, index, *rest = case(20, 25)
+        index[:, ::2] = 17
+        check(
+            (table, index, *rest),
+            Pairing(25, False, True, "translation", comparison),
+            RULES[1],
+            atol=1e-4,
+        )
+
+
+@pytest.mark.parametrize("size", [2.0**-20, 2.0**7, 2.0**20])
+def test_tiny_and_huge_scores_lose_nothing(size):
+    table, *rest = case()
+    rest[1] = rest[1] * size
+    pairing = Pairing(11, False, False, "translation", "l1")
+    for rule in RULES if size < 2.0**20 else RULES[:12]:  # a softmax of such is all or nothing
+        check((table * size, *rest), pairing, rule, atol=1e-4 * min(size, 1.0))
+
+
+@pytest.mark.parametrize("place", [0, 7, 14], ids=["head", "tail", "candidate"])
+def test_a_loss_of_what_is_no_number_is_none(place):
+    table, index, *rest = case()
+    index[index == 17] = 16
+    table[0, 17] = float("nan")
+    with_nan = index.clone()
+    with_nan[0, place] = 17
+    pairing = Pairing(11, False, False, "translation", "l1")
+    for rule in (*RULES[:-2:3], RULES[-1]):
+        assert torch.isfinite(found_by_kernels((table, index, *rest), pairing, rule, True)[0])
+        assert found_by_kernels((table, with_nan, *rest), pairing, rule, True)[0].isnan()
+
+
+def test_gradients_are_made_where_they_are_wanted():
+    pairing = Pairing(11, False, False, "translation", "l2")
+    for rule in RULES:
+        (loss,) = found_by_kernels(case(), pairing, rule, True, wanted=False)
+        assert torch.equal(loss, found_by_kernels(case(), pairing, rule, True)[0])
+
+
+def test_two_runs_give_the_same_bits():
+    given = case(20, 40)
+    given = (torch.sin(9 * given[0]), *given[1:])
+    for comparison in ("dot", "l1", "l2"):
+        pairing = Pairing(40, False, False, "complex_scaling", comparison)
+        once, again = (found_by_kernels(given, pairing, RULES[3], True) for _ in range(2))
+        assert all(torch.equal(x, y) for x, y in zip(once, again))
+
+
+def test_candidates_of_each_triple_are_refused():
+    with pytest.raises(NotImplementedError, match="has candidates that all positives share"):
+        found_by_kernels(
+            case(layout=(True, 1)), Pairing(11, True, False, "scaling", "l1"), RULES[0], False
+        )
+
+
+def test_small_and_large_numbers_have_exact_softplus():
+    x = torch.tensor([[-100.0, -20.0, -1.0, 0.0, 1e-30, 5.0, 90.0, 1e30]])
+    cost, of_positive = torch.empty(2, 1)
+    scores, positive = x[:, :1].to(DEVICE, copy=True), torch.zeros(1, device=DEVICE)
+    for value in x[0]:
+        scores[:], found = value, (cost.to(DEVICE), of_positive.to(DEVICE))
+        losses.loss_kernel[(1,)](
+            scores, positive, positive, *found, 1, 1, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0,
+            KIND="pointwise", ACTIVATION="softplus", ADVERSARIAL=False, WEIGHTED=False,
+            WANTED=True, PER_SCORE=False, BLOCK_N=1,
+        )  # fmt: skip
+        wide = value.double()
+        assert_close(
+            found[0][0].double().cpu(), torch.nn.functional.softplus(wide), rtol=1e-6, atol=1e-37
+        )
+        assert_close(scores[0, 0].double().cpu(), wide.sigmoid(), rtol=1e-6, atol=1e-37)
