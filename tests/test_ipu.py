@@ -201,12 +201,14 @@ def test_settings_that_cannot_work_are_refused(options, message):
         IPUSettings(**options)
 
 
-def test_several_processes_are_refused(poptorch, monkeypatch):
+def test_several_instances_are_refused_or_independent(poptorch, monkeypatch):
     made = poptorch.Options()
-    made.Distributed.configureProcessId(0, 2)
+    made.Distributed.configureProcessId(1, 2)
     monkeypatch.setattr(poptorch, "Options", lambda: made)
-    with pytest.raises(ConfigError, match="poprun started 2 processes.*--num-instances=1"):
+    with pytest.raises(ConfigError, match="poprun started 2 instances.*--num-instances=1"):
         make_options(IPUSettings(), 2, 1, True)
+    alone = make_options(IPUSettings(independent=True), 2, 1, True).Distributed
+    assert (alone.processId, alone.numProcesses) == (0, 1)
 
 
 # -- optimisers --------------------------------------------------------------------------------

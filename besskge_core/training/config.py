@@ -202,6 +202,9 @@ class IPUConfig:
         None, "library of native operations, as `make ipu-ops` builds it; default: those of"
         " poptorch_experimental_addons",
     )  # fmt: skip
+    independent: bool = option(
+        False, "under poprun, each of several instances is a run of its own, with its own --out"
+    )
 
     def settings(self, seed: int, stochastic_rounding: bool = False) -> IPUSettings:
         """The same for a runtime; `seed` is the device's."""
@@ -214,6 +217,7 @@ class IPUConfig:
             target=None if self.ipu_target == "best" else self.ipu_target,
             seed=seed,
             library=self.ipu_library,
+            independent=self.independent,
         )
 
 

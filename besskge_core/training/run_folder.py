@@ -38,7 +38,7 @@ def write_settings(folder: Path, config: TrainingConfig) -> None:
 def _check_same(before: TrainingConfig, now: TrainingConfig, folder: Path) -> None:
     """Only what does not touch the numbers may change on resuming; the epochs may, too."""
     free = {"epochs", "device", "threads", "workers", "checkpoint_seconds", "trackers",
-            "timeout"}  # fmt: skip
+            "timeout", "independent"}  # fmt: skip
     for section in asdict(now):
         old, new = asdict(before)[section], asdict(now)[section]
         for name in sorted(set(new) - free):

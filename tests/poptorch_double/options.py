@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any, Dict, Optional
 
 import torch
@@ -67,6 +68,9 @@ class _Popart(_Settings):
 
 
 class _Distributed(_Settings):
+    def disable(self) -> Any:
+        return self.configureProcessId(0, 1)
+
     def configureProcessId(self, process: int, n: int) -> Any:
         self.processId = process
         return self._set("numProcesses", n)
@@ -90,7 +94,10 @@ class Options(_Settings):
                 stochastic_rounding=None, floating_point_exceptions=None, partials=torch.float
             ),
             _Popart=_Popart(values={}, patterns={}, engine={}),
-            Distributed=_Distributed(numProcesses=1, processId=0),
+            Distributed=_Distributed(
+                numProcesses=int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1")),
+                processId=int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")),
+            ),
         )  # fmt: skip
         for part in (self.Training, self.Precision, self._Popart):
             part.__dict__["_owner"] = self

@@ -8,6 +8,7 @@ were. What it cannot show: time, random numbers of the device, and how float16 r
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, Iterator, List, Optional
 
@@ -23,6 +24,7 @@ from besskge_core.runtime.ipu.batches import DeviceBatches
 from besskge_core.runtime.ipu.emulated_optimizers import LAMB, in_float32
 from besskge_core.runtime.ipu.program import Program, check_memory, compile_program
 from besskge_core.runtime.ipu.runtime import IPURuntime, Run
+from besskge_core.runtime.ipu.settings import N_INSTANCE, check_instances
 
 #: Bytes of a number of accumulated gradients.
 ACCUMULATOR = 4
@@ -42,6 +44,7 @@ class EmulatedIPURuntime(IPURuntime):
     programs: Dict[bool, Program]
 
     def _exchange_of(self, n_shard: int) -> Exchange:
+        check_instances(self.settings, int(os.environ.get(N_INSTANCE, "1")))
         self.programs = {}
         return LocalExchange(n_shard)
 
@@ -65,7 +68,7 @@ class EmulatedIPURuntime(IPURuntime):
         """Weights are here."""
 
     def description(self) -> str:
-        return "\n".join(map(str, self.programs.values()))
+        return "".join(f"{program}\n" for program in self.programs.values())
 
     def close(self) -> None:
         """Forget the programs; there is no device to give back."""

@@ -16,6 +16,9 @@ from besskge_core.errors import ConfigError
 TARGET = "BESSKGE_IPU"
 TARGETS = ("hardware", "model", "emulate")
 
+#: Says how many instances poprun has started; set by the MPI that it starts them with.
+N_INSTANCE = "OMPI_COMM_WORLD_SIZE"
+
 
 def chosen_target(target: Optional[str] = None) -> str:
     """Where programs run: "hardware", "model" or "emulate".
@@ -60,6 +63,8 @@ class IPUSettings:
         library: of native operations for PopART; None: those of poptorch_experimental_addons.
         patterns: names of compiler patterns to switch on besides the default ones in training, such
             as one of the library that removes sums over a single replica.
+        independent: under poprun each of several instances runs a model of its own, on IPUs of its
+            own. Without it they are refused: one model is one instance.
 
     Raises:
         ConfigError: values that cannot work.
@@ -74,6 +79,7 @@ class IPUSettings:
     seed: Optional[int] = None
     library: Optional[Union[str, Path]] = None
     patterns: Tuple[str, ...] = ()
+    independent: bool = False
 
     def __post_init__(self) -> None:
         if self.gradient_accumulation < 1:
@@ -91,6 +97,24 @@ class IPUSettings:
         return chosen_target(self.target)
 
 
+def check_instances(settings: IPUSettings, n_instance: int) -> None:
+    """Refuse a model over several instances of poprun.
+
+    PopART 3.4 uploads a table that differs between replicas as the shards of this process, and
+    brings it back as those of all processes (Devicex, `numReplicasReturningVariable`), so that
+    weights of several instances cannot be trusted.
+
+    Raises:
+        ConfigError: there are several, and they are not independent.
+    """
+    if n_instance > 1 and not settings.independent:
+        raise ConfigError(
+            f"poprun started {n_instance} instances, but PopART keeps the shards of a table right in"
+            " one process only: start one with all IPUs, --num-instances=1, or let each train a"
+            " model of its own, independent=True"
+        )
+
+
 def make_options(settings: IPUSettings, n_shard: int, n_micro: int, training: bool) -> Any:
     """PopTorch's options of a program.
 
@@ -104,7 +128,8 @@ def make_options(settings: IPUSettings, n_shard: int, n_micro: int, training: bo
         poptorch.Options, not frozen.
 
     Raises:
-        ConfigError: micro-batches that cannot be accumulated, or several processes of poprun.
+        ConfigError: micro-batches that cannot be accumulated, or several instances of poprun that
+            are not independent.
     """
     import poptorch
 
@@ -115,11 +140,9 @@ def make_options(settings: IPUSettings, n_shard: int, n_micro: int, training: bo
             f" {accumulated}"
         )
     options = poptorch.Options()
-    if options.Distributed.numProcesses > 1:
-        raise ConfigError(
-            f"poprun started {options.Distributed.numProcesses} processes, but the replicas that"
-            " exchange are those of one; start it with --num-instances=1"
-        )
+    check_instances(settings, options.Distributed.numProcesses)
+    if settings.independent:
+        options.Distributed.disable()
     options.replicationFactor(n_shard)
     options.deviceIterations(n_micro // accumulated)
     options.outputMode(poptorch.OutputMode.All)
