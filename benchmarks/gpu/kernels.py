@@ -52,7 +52,7 @@ def _moves(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
             index = _look_ups(bench, n_row, n).unsqueeze(0)
             return lambda: ops.gather(table, index)
 
-        n_byte = n * (2 * width * dtype.itemsize + 8)
+        n_byte = n * (2 * width * torch.finfo(dtype).bits // 8 + 8)
         name = f"gather {n} rows of {width}, {_short(dtype)}"
         rows.append(measured(bench, name, make, n_byte, "B", roofs["copy"], GOAL_ROWS))
     return rows
@@ -84,7 +84,7 @@ def _updates(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
             return lambda: ops.scatter_update(weight, state, values, rule, 3, *plan, rounding)
 
         n_byte = n * (4 * width + 8) + n_distinct * (
-            16 + 2 * width * dtype.itemsize + 8 * sum(widths)
+            16 + 2 * width * torch.finfo(dtype).bits // 8 + 8 * sum(widths)
         )
         what = f"sum {n} gradients of {width}, {name} of {n_distinct} rows, {_short(dtype)}"
         rows.append(measured(bench, what, make, n_byte, "B", roofs["copy"], GOAL_ROWS))

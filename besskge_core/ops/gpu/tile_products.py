@@ -175,7 +175,7 @@ def _subtract(out: Tensor, to: Tensor, source: Tensor, row: Tensor, factor: Tens
 def recomputes(width: int, dtype: torch.dtype) -> bool:
     """Whether scores are computed again; in float32 tensor cores may be used if torch may use them."""
     has_cores = dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
-    return has_cores and 0 < width * dtype.itemsize <= NARROW
+    return has_cores and 0 < width * torch.finfo(dtype).bits // 8 <= NARROW
 
 
 def _padded(x: Tensor, dtype: torch.dtype) -> Tensor:
