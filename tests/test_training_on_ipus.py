@@ -12,6 +12,7 @@ import poptorch_double
 import pytest
 import torch
 from rich.console import Console
+from support import needs_half
 from test_training import last, load_family, losses, quiet, same_bits, small, weights
 
 from besskge_core.errors import CheckpointError, ConfigError
@@ -127,7 +128,7 @@ def test_the_run_says_what_its_program_needs(tmp_path):
     assert "2 IPUs (POD4), predicted memory of each:" in console.export_text()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=needs_half)])
 def test_narrow_tables_are_trained_and_stored(tmp_path, dtype):
     flags: Any = dict(table_dtype=dtype, epochs=2)
     if dtype == "float16":

@@ -219,12 +219,11 @@ class Executor:
         found: Dict[str, Any] = {}
         for name, leaves in self._leaves.items():
             for kind, x in sorted(self._twin.state.get(leaves[0], {}).items()):
+                if x is None:  # how torch 2.0 says that there is no momentum
+                    continue
                 of_replicas = [torch.as_tensor(self._twin.state[leaf][kind]) for leaf in leaves]
                 grouped = name in self.per_replica_params
-                if x is not None:
-                    found[f"{kind}___{name}"] = (
-                        torch.stack(of_replicas) if grouped else of_replicas[0]
-                    )
+                found[f"{kind}___{name}"] = torch.stack(of_replicas) if grouped else of_replicas[0]
         return {"ipu_state": found, "ipu_param": {"lr": self._twin.param_groups[0]["lr"]}}
 
     def _take_state(self, given: Dict[str, Any]) -> None:
