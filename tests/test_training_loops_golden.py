@@ -87,7 +87,7 @@ def as_real(x):
     return (torch.view_as_real(x) if x.is_complex() else x).reshape(len(x), -1)
 
 
-@pytest.mark.parametrize("case", CASES["single"], ids=lambda case: case["id"])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for case in CASES["single"]])
 def test_loss_and_gradients_of_a_batch(case):
     model = make_model(case)
     loop_class = {
@@ -137,7 +137,7 @@ def stored_batches(case):
     return [epoch.split(size) for epoch in parts.split(per_epoch)]
 
 
-@pytest.mark.parametrize("case", CASES["train"], ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case["name"]) for case in CASES["train"]])
 def test_a_whole_training(case, monkeypatch):
     model, losses = make_model(case), Losses()
     loop = SymmetricLCWATrainingLoop(
