@@ -23,6 +23,9 @@ from besskge_core.dataset import KGDataset
 from besskge_core.loss import LOSSES
 from besskge_core.ops import native
 
+# A program for processes of its own, which needs a new Triton and changes the environment.
+collect_ignore = ["triton_compile.py"]
+
 # The same examples in every run, and no time limit: a test states a claim, not a speed.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("repeatable")

@@ -33,10 +33,7 @@ MAX_COLUMNS = 1024
 
 
 @jit
-def sum_of(
-    values, order, begin, end, stride, d,
-    inside, total, ORDERED: constexpr,
-):  # fmt: skip
+def sum_of(values, order, begin, end, stride, d, inside, total, ORDERED: constexpr):
     """total + values of the look-ups from `begin` to `end`, one after the other."""
     for k in range(begin, end):
         at = tl.cast(tl.load(order + k) if ORDERED else k, tl.int64)
@@ -46,8 +43,8 @@ def sum_of(
 
 @jit
 def sum_of_run(
-    values, order, partial, begin, end, width,
-    stride, d, inside, total, ORDERED: constexpr, SEGMENT: constexpr,
+    values, order, partial, begin, end, width, stride, d, inside, total, ORDERED: constexpr,
+    SEGMENT: constexpr,
 ):  # fmt: skip
     """:func:`sum_of` a run; what `segment_kernel` has summed is taken from `partial`.
 

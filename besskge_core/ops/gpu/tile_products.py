@@ -274,40 +274,47 @@ def softmax_gradients(
 ) -> None:
     """Changes the gradients of queries (Q, D) and rows (M, D); see the operation's Python face."""
     assert margin == 0.0
-    (n_query, width), n_row = query.shape, len(rows)
     q, e = query.to(dtype).contiguous(), rows.to(dtype).contiguous()
-    log_total, weight, factor = (x.contiguous() for x in (log_total, weight, of_label))
-    if n_query and n_row and recomputes(width, dtype):
-        n_part, n_part_row = _parts(n_query, n_row)
-        of_query = torch.empty((n_part, n_query, width), dtype=torch.float32, device=q.device)
-        wide = _padded(query, dtype)
-        given = wide, _padded(rows, dtype), _mask(excluded, q), log_total, weight
-        query_products_kernel[(triton.cdiv(n_query, TILE_OWN), n_part)](
-            *given,
-            of_query,
-            n_query,
-            n_row,
-            width,
-            n_part_row,
-            temperature,
-            **_form(wide, excluded),
-        )
-        grad_query.copy_(of_query[0] if n_part == 1 else of_query.sum(0))
-        row_products_kernel[(triton.cdiv(n_row, TILE_OWN),)](
-            *given, grad_rows, n_query, n_row, width, grad_rows.stride(0), temperature, ADD=add,
-            **_form(wide, excluded, True),
-        )  # fmt: skip
+    share = log_total.contiguous(), weight.contiguous()
+    if len(q) and len(e) and recomputes(q.shape[1], dtype):
+        _of_narrow(q, e, excluded, *share, temperature, grad_query, grad_rows, add)
     else:
         grad_query.zero_()
-        none, no_label = label_row[:0], factor[:0]
-        for columns in _tiles(n_row, tile):
+        none, no_label = label_row[:0], of_label[:0]
+        for columns in _tiles(len(e), tile):
             part, mask = e[columns], None if excluded is None else excluded[columns]
             found = scores[:, columns] if scores.numel() else q @ part.t()
-            grad = softmax_gradient(
-                found, mask, none, none, log_total, weight, no_label, 0.0, temperature
-            )
+            grad = softmax_gradient(found, mask, none, none, *share, no_label, 0.0, temperature)
             grad_query += grad @ part
             of_rows = grad.t() @ q
             grad_rows[columns] = grad_rows[columns] + of_rows if add else of_rows
+    factor = of_label.contiguous()
     _subtract(grad_query, label_row, e, label_column, factor)
     _subtract(grad_rows, label_column, q, label_row, factor)
+
+
+def _of_narrow(
+    q: Tensor,
+    e: Tensor,
+    excluded: Optional[Tensor],
+    log_total: Tensor,
+    weight: Tensor,
+    temperature: float,
+    grad_query: Tensor,
+    grad_rows: Tensor,
+    add: bool,
+) -> None:
+    """Gradients of queries and narrow rows, but for what labels add to them."""
+    (n_query, width), n_row = q.shape, len(e)
+    n_part, n_part_row = _parts(n_query, n_row)
+    of_query = torch.empty((n_part, n_query, width), dtype=torch.float32, device=q.device)
+    wide = _padded(q, q.dtype)
+    given = wide, _padded(e, e.dtype), _mask(excluded, q), log_total, weight
+    query_products_kernel[(triton.cdiv(n_query, TILE_OWN), n_part)](
+        *given, of_query, n_query, n_row, width, n_part_row, temperature, **_form(wide, excluded)
+    )
+    grad_query.copy_(of_query[0] if n_part == 1 else of_query.sum(0))
+    row_products_kernel[(triton.cdiv(n_row, TILE_OWN),)](
+        *given, grad_rows, n_query, n_row, width, grad_rows.stride(0), temperature, ADD=add,
+        **_form(wide, excluded, True),
+    )  # fmt: skip
