@@ -6,27 +6,37 @@ import sys
 
 import pytest
 import torch
+from fused_support import general, is_fused, outcome, step
 from pairs_support import COMPARISONS, leaves_of, value_and_gradients
 from sampled_loss_support import RULES, case
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from triton_support import DEVICE
 
-from besskge_core.ops import Pairing
+from besskge_core.bess import fused
+from besskge_core.ops import Pairing, native
 from besskge_core.ops.gpu import losses
 from besskge_core.ops.gpu.sampled_loss import sampled_loss
 from besskge_core.ops.sampled_loss import MOVES
 
-reference = sys.modules["besskge_core.ops.sampled_loss"].reference
+module = sys.modules["besskge_core.ops.sampled_loss"]
+reference = module.reference
 
 
-def found_by_kernels(given, pairing, rule, weighted, wanted=True):
-    """The loss, and the gradients of table (L, E, D) and relations."""
+def arguments(given, pairing, rule, weighted, wanted):
+    """Of the operation."""
     table, index, relation, relation_id, weight = [x.to(DEVICE) for x in given]
-    loss, of_rows, of_relation = sampled_loss(
+    return (
         table.flatten(end_dim=1), index[0], relation, relation_id[0],
         weight[0] if weighted else None, *pairing, *rule[:3], rule[3:9], rule.scale, wanted,
         None, None, None,
     )  # fmt: skip
+
+
+def found_by_kernels(given, pairing, rule, weighted, wanted=True):
+    """The loss, and the gradients of table (L, E, D) and relations."""
+    table, index = given[:2]
+    loss, of_rows, of_relation = sampled_loss(*arguments(given, pairing, rule, weighted, wanted))
     if not wanted:
         assert not of_rows.numel() and not of_relation.numel()
         return [loss.cpu()]
@@ -35,9 +45,9 @@ def found_by_kernels(given, pairing, rule, weighted, wanted=True):
     return [loss.cpu(), of_table.view(table.shape), of_relation.cpu()]
 
 
-def expected_of(given, pairing, rule, weighted):
+def expected_of(given, pairing, rule, weighted, dtype=torch.float64):
     table, index, relation, relation_id, weight = given
-    leaves = leaves_of([table, relation], torch.float64)
+    leaves = leaves_of([table, relation], dtype)
     weight = weight.double() if weighted else None
     return value_and_gradients(
         lambda: reference(leaves[0], index, leaves[1], relation_id, pairing, rule, weight), leaves
@@ -140,6 +150,91 @@ def test_two_runs_give_the_same_bits():
         pairing = Pairing(40, False, False, "complex_scaling", comparison)
         once, again = (found_by_kernels(given, pairing, RULES[3], True) for _ in range(2))
         assert all(torch.equal(x, y) for x, y in zip(once, again))
+
+
+# -- tables in bfloat16 --------------------------------------------------------------------------
+
+
+def rounded_case(**options):
+    """A case whose table and relations are bfloat16."""
+    table, index, relation, *rest = case(**options)
+    return table.bfloat16(), index, relation.bfloat16(), *rest
+
+
+@pytest.mark.parametrize("move", MOVES)
+@pytest.mark.parametrize("comparison", sorted(set(COMPARISONS) - {"dot"}))
+def test_distances_of_bfloat16_rows_are_those_of_the_same_rows_in_float32(comparison, move):
+    given = rounded_case()
+    wide = given[0].float(), given[1], given[2].float(), *given[3:]
+    for rule in (RULES[3], RULES[12]):
+        pairing = Pairing(11, False, True, move, comparison)
+        found = found_by_kernels(given, pairing, rule, True)
+        assert all(x.dtype == torch.float32 for x in found)
+        expected = found_by_kernels(wide, pairing, rule, True)
+        assert all(torch.equal(x, y) for x, y in zip(found, expected))
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_inner_products_of_bfloat16_rows_are_of_rounded_queries(move):
+    given = rounded_case(n_positive=19, n_candidate=37)
+    for rule, heads in zip((RULES[3], RULES[8], RULES[12]), (False, True, True)):
+        pairing = Pairing(37, False, heads, move, "dot")
+        loss, *found = found_by_kernels(given, pairing, rule, True)
+        expected, *grads = expected_of(given, pairing, rule, True, torch.bfloat16)
+        assert expected.dtype == torch.float32
+        assert_close(loss, expected, rtol=2e-6, atol=1e-6)
+        for x, y in zip(found, grads):  # slopes have 8 bits, and so have the reference's gradients
+            assert_close(x, y.float(), rtol=2e-2, atol=1e-2 * y.abs().max().item())
+
+
+STEPS = {"distmult": 2, "complex": 2, "rotate": 1, "transe": 1}
+
+
+@pytest.mark.parametrize("score", STEPS)
+def test_a_step_of_bfloat16_tables_is_that_of_several_operations(graph, score, monkeypatch):
+    model, batch = step(graph, score=score, p=STEPS[score], dtype=torch.bfloat16)
+    assert not is_fused(model, batch)
+    model.to(DEVICE)
+    batch = {name: x.to(DEVICE) for name, x in batch.items()}
+    expected = outcome(general(model), batch)
+    if DEVICE == "cpu":  # kernels are of CUDA, and this is the interpreter
+        for holder in (fused, module):
+            monkeypatch.setattr(holder, "serves", lambda table, per_triple: True)
+        monkeypatch.setattr(torch.ops.besskge, "sampled_loss", sampled_loss)
+    assert is_fused(model, batch)
+    found = outcome(model, batch)
+    assert found.keys() == expected.keys()
+    assert found["loss"].dtype == torch.float32
+    for name, x in expected.items():
+        assert found[name].dtype == x.dtype
+        assert_close(found[name], x, rtol=5e-2, atol=3e-2 * x.abs().max().item())
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_torch_is_told_that_results_are_float32(wanted):
+    given = arguments(
+        rounded_case(), Pairing(11, False, False, "scaling", "dot"), RULES[0], True, wanted
+    )
+    for told, found in zip(native.FAKES["sampled_loss"](*given), sampled_loss(*given)):
+        assert told.dtype == found.dtype == torch.float32
+        assert told.shape == found.shape
+
+
+def test_a_gpu_serves_tables_of_bfloat16_and_a_cpu_does_not(monkeypatch):
+    monkeypatch.setattr(native, "ON_GPU", frozenset({"sampled_loss"}))
+    with FakeTensorMode():
+        for dtype, is_served in (
+            (torch.float32, True),
+            (torch.bfloat16, True),
+            (torch.float16, False),
+        ):
+            table = torch.empty(1, 5, 4, dtype=dtype, device="cuda")
+            assert module.serves(table, False) == is_served
+            assert not module.serves(table, True)
+    assert not module.serves(torch.empty(1, 5, 4, dtype=torch.bfloat16), False)
+
+
+# -- what is refused -----------------------------------------------------------------------------
 
 
 def test_candidates_of_each_triple_are_refused():

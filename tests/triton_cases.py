@@ -55,10 +55,11 @@ def pairs(comparison, weighted=False, n_query=2048, n_candidate=640, width=100):
     pairwise_backward(scores, scores, q, e, comparison, weight)
 
 
-def loss(rule, comparison, move, width, n_positive=2048, n_candidate=640):
+def loss(rule, comparison, move, width, dtype=torch.float32, n_positive=2048, n_candidate=640):
     """Loss and gradients of a step of wikikg2."""
+    table, relation = meta(2_500_604, width, dtype=dtype), meta(535, width, dtype=dtype)
     sampled_loss(
-        meta(2_500_604, width), integers(2 * n_positive + n_candidate), meta(535, width),
+        table, integers(2 * n_positive + n_candidate), relation,
         integers(n_positive), None, n_candidate, False, False, move, comparison, *rule[:3],
         rule[3:9], rule.scale, True, None, None, None,
     )  # fmt: skip
@@ -117,6 +118,11 @@ for _i, _rule in enumerate(RULES):
     CASES[f"loss {_i}, {_move}, {_comparison}"] = functools.partial(
         loss, _rule, _comparison, _move, (100, 256, 2000)[_i % 5 % 3]
     )
+for _comparison in COMPARISONS:
+    for _width in (100, 2000):
+        CASES[f"loss of bfloat16, {_comparison} {_width}"] = functools.partial(
+            loss, RULES[3], _comparison, "complex_scaling", _width, torch.bfloat16
+        )
 for _comparison in COMPARISONS[1:]:
     CASES[f"pairs {_comparison}"] = functools.partial(pairs, _comparison)
 for _comparison in ("l1", "l2"):

@@ -131,12 +131,16 @@ def _losses(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
         "log-sigmoid, self-adversarial": ops.LossRule("pointwise", "softplus", True, 1.0, 1.0),
         "softmax": ops.LossRule("softmax"),
     }
-    for comparison in ("dot", "l2", "l1"):
+    single, half = torch.float32, torch.bfloat16
+    for comparison, dtype in (("dot", half), ("dot", single), ("l2", single), ("l1", single)):
         for loss, rule in rules.items():
 
-            def make(comparison: str = comparison, rule: Any = rule) -> Callable[[], object]:
+            def make(
+                comparison: str = comparison, dtype: torch.dtype = dtype, rule: Any = rule
+            ) -> Callable[[], object]:
                 n_row = 4 * n
-                entities, relations = _leaves(bench, (1, n_row, width), (16, width))
+                leaves = _leaves(bench, (1, n_row, width), (16, width))
+                entities, relations = (x.detach().to(dtype).requires_grad_() for x in leaves)
                 index = _look_ups(bench, n_row, 3 * n).unsqueeze(0)
                 ids = torch.zeros(1, n, dtype=torch.int64, device=bench.device)
                 pairing = ops.Pairing(n, False, False, "scaling", comparison)
@@ -147,7 +151,7 @@ def _losses(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
 
                 return run
 
-            name = f"{comparison} with {loss}, {n} x {n} x {width}, with gradients"
+            name = f"{comparison} with {loss}, {n} x {n} x {width}, {_short(dtype)}, with gradients"
             if comparison == "l1":
                 row = measured(bench, name, make, 2.0 * n * n * width, " pair-dims", None, GOAL_L1)
             else:

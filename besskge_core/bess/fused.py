@@ -19,6 +19,7 @@ from besskge_core.exchange import LocalExchange
 from besskge_core.loss.rules import Rule, rule_of
 from besskge_core.ops.rows import RowPlan
 from besskge_core.ops.sampled_loss import Pairing, sampled_loss, serves
+from besskge_core.scoring.comparators import widened
 from besskge_core.scoring.native_form import NativeForm, native_form, relation_moves
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def fused_loss(
     if weight is None:
         scale = scale / n_positive if how.rule.is_mean else scale
     else:
-        weight = weight.expand(n_shard, n_positive)
+        weight = widened(weight).expand(n_shard, n_positive)
         if how.rule.is_mean:
             size = weight.sum(-1, keepdim=True)
             weight = weight / torch.where(size > 0.0, size, torch.ones_like(size))

@@ -80,9 +80,14 @@ class Pairing(NamedTuple):
 
 
 def serves(table: Tensor, per_triple: bool) -> bool:
-    """Whether the loss is native for this table and such candidates; on a GPU they are shared."""
-    is_native = native.serves("sampled_loss", table, torch.float32)
-    return is_native and not (per_triple and table.is_cuda)
+    """Whether the loss is native for this table and such candidates.
+
+    On a GPU candidates are shared, and tables may be in bfloat16.
+    """
+    if table.is_cuda:
+        dtypes = torch.float32, torch.bfloat16
+        return not per_triple and native.serves("sampled_loss", table, *dtypes)
+    return native.serves("sampled_loss", table, torch.float32)
 
 
 def sampled_loss(
@@ -99,7 +104,8 @@ def sampled_loss(
 
     Args:
         table: (L, E, D), floating; rows are numbered from the first table's first to the last's
-            last.
+            last. Half precision is computed in float32; but its inner products are of queries, and
+            gradients through them may be of slopes, that are rounded as the table is.
         index: integer (G, K), the rows that each group reads.
         relation: (M, D).
         relation_id: integer (G, B).
@@ -111,7 +117,7 @@ def sampled_loss(
     Returns:
         (), float32 or float64. The gradient of `table` is sparse: one entry for each row that is
         read, in order; or with candidates of each triple, one for each distinct row, where there
-        are fewer of these.
+        are fewer of these. Gradients have the dtype of what they are of.
 
     Raises:
         ShapeError: rows, relations or weights that do not fit together.
@@ -176,7 +182,7 @@ class _SampledLoss(torch.autograd.Function):
             # As many distinct rows as look-ups: who updates would take them for look-ups.
             of_rows = torch.empty_like(of_rows).index_copy_(0, plan.order, of_rows)
         ctx.found = of_rows, of_relations, entries
-        ctx.shape = table.shape
+        ctx.shape, ctx.dtypes = table.shape, (table.dtype, relation.dtype)
         return loss
 
     @staticmethod
@@ -188,6 +194,7 @@ class _SampledLoss(torch.autograd.Function):
         rows, relations, entry = found
         if not grad.is_cpu or float(grad) != 1.0:  # to look at it on a GPU would wait for that
             rows, relations = rows.mul_(grad), relations.mul_(grad)
+        rows, relations = (x.to(dtype) for x, dtype in zip((rows, relations), ctx.dtypes))
         return (sparse_gradient(entry, rows, ctx.shape), relations, *[None] * 7)
 
 
@@ -202,12 +209,16 @@ def reference(
 ) -> Tensor:
     """The meaning of :func:`sampled_loss`, in plain torch; the gradient of `table` is dense."""
     n, flat = relation_id.shape[1], table.flatten(end_dim=1)
-    total = flat.new_zeros(())
+    wide = torch.promote_types(table.dtype, torch.float32)
+    relation = relation.to(wide)
+    total = flat.new_zeros((), dtype=wide)
     for i, (rows_of_group, ids) in enumerate(zip(index, relation_id)):
-        rows = flat[rows_of_group.long()]
+        rows = flat[rows_of_group.long()].to(wide)
         head, tail, candidate = rows[:n], rows[n : 2 * n], rows[2 * n :]
         known, answer = (tail, head) if pairing.heads else (head, tail)
         query = _moved(known, relation[ids.long()], pairing.move, pairing.heads)
+        if pairing.comparison == "dot" and table.dtype != wide:
+            query = query + (query.to(table.dtype).to(wide) - query).detach()
         lists = (
             candidate.view(n, pairing.n_candidate, rows.shape[-1])
             if pairing.per_triple
@@ -257,5 +268,6 @@ def _(
 ) -> Tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     entries = index if unique_rows is None else unique_rows
     n_row, n_relation = (len(entries), len(relation)) if wanted else (0, 0)
-    width = table.shape[1]
-    return table.new_empty(()), table.new_empty(n_row, width), table.new_empty(n_relation, width)
+    sizes = (), (n_row, table.shape[1]), (n_relation, table.shape[1])
+    loss_of, rows, relations = (table.new_empty(size, dtype=torch.float32) for size in sizes)
+    return loss_of, rows, relations

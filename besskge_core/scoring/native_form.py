@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from besskge_core.scoring.base import BaseScoreFunction, FormulaScoreFunction
-from besskge_core.scoring.comparators import Comparator, Distance, Dot, ModulusDistance
+from besskge_core.scoring.comparators import (
+    Comparator,
+    Distance,
+    Dot,
+    ModulusDistance,
+    widened,
+)
 from besskge_core.scoring.formula import QueryScore
 from besskge_core.scoring.operators import ComplexScaling, Rotation, Scaling, Translation
 
@@ -29,9 +35,10 @@ class NativeForm(NamedTuple):
 
 
 def relation_moves(score_fn: BaseScoreFunction) -> Tensor:
-    """(M, D), what a score function with a native form moves entities by."""
+    """(M, D), what a score function with a native form moves entities by, angles in float32."""
     relation: Tensor = score_fn.relation_embedding
     if type(score_fn.formula.operator) is Rotation:
+        relation = widened(relation)
         return torch.cat([relation.cos(), relation.sin()], dim=-1)
     return relation
 

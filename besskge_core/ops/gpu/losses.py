@@ -76,7 +76,7 @@ def loss_kernel(
     b = tl.program_id(0).to(tl.int64)
     scores += b * stride
     p = tl.load(positive + b)
-    factor = scale * tl.load(weight + b) if WEIGHTED else scale
+    factor = scale * tl.load(weight + b).to(tl.float32) if WEIGHTED else scale
     of_all = 0.0
     if KIND == "softmax":
         of_all = log_sum(scores, n_negative, 1.0 / temperature, BLOCK_N)

@@ -34,6 +34,12 @@ def store_halves(row, first, second, width, H: constexpr):
 
 
 @jit
+def as_stored(x, at):
+    """x as it comes back from where it is stored."""
+    return x.to(at.dtype.element_ty).to(tl.float32)
+
+
+@jit
 def product(a, b, c, d):
     """(a + bi) (c + di)."""
     return a * c - b * d, a * d + b * c
@@ -94,6 +100,8 @@ def query_kernel(
     x, y = halves(known + b * width, width, H)
     r, s = halves(of_relation, width, H)
     q, p = moved(x, y, r, s, MOVE, HEADS)
+    # The answer is compared with what candidates are compared with.
+    q, p = as_stored(q, query), as_stored(p, query)
     store_halves(query + b * width, q, p, width, H)
     of_answer, of_answer_too = halves(answer + b * width, width, H)
     tl.store(score + b, answer_score(q, p, of_answer, of_answer_too, COMPARISON, TORUS))

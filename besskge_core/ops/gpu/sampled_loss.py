@@ -4,6 +4,9 @@ Queries are made and their answers scored; candidates are scored in tiles; the l
 the place of the scores; and these give the gradients. What is kept of a pair is one number, never
 a row.
 
+Rows of bfloat16 are widened where they are read, and all else is float32, but for inner products:
+queries and slopes are rounded for them, so that tensor cores multiply, and sum in float32.
+
 Axes:
     R: rows of the tables      M: rows of the relation table      D: width of a row
     B: positives               N: candidates                      K: rows that are read, 2 B + N
@@ -45,7 +48,7 @@ def sampled_loss(
     run_offsets: Optional[Tensor],
     order: Optional[Tensor],
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """The loss (), and the gradients of the rows read (K, D) and of relations (M, D).
+    """The loss (), and the gradients of the rows read (K, D) and of relations (M, D), in float32.
 
     See the operation's Python face; of `numbers`, the rule's from margin to offset. Candidates of
     each positive are not for this device.
@@ -58,7 +61,10 @@ def sampled_loss(
     head, tail, candidate = rows.split([n_positive, n_positive, n_candidate])
     known, answer = (tail, head) if heads else (head, tail)
     relation, relation_id = relation.contiguous(), relation_id.contiguous()
-    query, (positive, cost, slope) = torch.empty_like(known), rows.new_empty((3, n_positive))
+    query = torch.empty_like(known, dtype=rows.dtype if comparison == "dot" else torch.float32)
+    positive, cost, slope = rows.new_empty((3, n_positive), dtype=torch.float32)
+    if comparison != "dot":
+        candidate = candidate.float()
     form = dict(
         MOVE=move, HEADS=heads, COMPARISON=comparison, TORUS=comparison.startswith("torus"),
         H=power_of_two((width + 1) // 2), num_warps=n_warps(width),
@@ -76,9 +82,9 @@ def sampled_loss(
             num_warps=4,
         )  # fmt: skip
     if not wanted:
-        return cost.sum(), rows.new_empty((0, width)), rows.new_empty((0, width))
+        return cost.sum(), cost.new_empty((0, width)), cost.new_empty((0, width))
     of_query, of_candidate = _gradients(scores, query, candidate, comparison)
-    of_rows, of_relation = torch.empty_like(rows), torch.empty_like(query)
+    of_rows, of_relation = cost.new_empty(rows.shape), cost.new_empty(query.shape)
     of_head, of_tail, rest = of_rows.split([n_positive, n_positive, n_candidate])
     rest.copy_(of_candidate)
     of_known, of_answer = (of_tail, of_head) if heads else (of_head, of_tail)
@@ -97,9 +103,9 @@ def _check_width(width: int, move: str, comparison: str) -> None:
 
 
 def _scores(query: Tensor, candidate: Tensor, comparison: str) -> Tensor:
-    """(B, N), rows of it contiguous."""
+    """float32 (B, N), rows of it contiguous."""
     if comparison == "dot":
-        return query @ candidate.t()
+        return _product(query, candidate.t())
     return negated_distances(query, candidate, comparison, None)
 
 
@@ -108,12 +114,20 @@ def _gradients(
 ) -> Tuple[Tensor, Tensor]:
     """Of queries (B, D), contiguous, and candidates (N, D)."""
     if comparison == "dot":
-        return slope @ candidate, slope.t() @ query
+        slope = slope.to(query.dtype)
+        return _product(slope, candidate), _product(slope.t(), query)
     of_query, of_candidate = (
         distance_gradient(slope, query, candidate, comparison, None, side)[0]
         for side in (True, False)
     )
     return of_query.contiguous(), of_candidate
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32, of float32 or bfloat16."""
+    if a.dtype != torch.float32 and a.is_cuda and "dtype" in torch.ops.aten.mm.overloads():
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()  # where torch cannot, with the same products
 
 
 def _sum_by(group: Tensor, values: Tensor, n_group: int) -> Tensor:
