@@ -70,7 +70,6 @@ def measured(config: TrainingConfig, variant: str) -> Dict[str, Any]:
         "mrr": test["mrr"],
         "hits@10": test["hits@10"],
         "loss": result.history[-1]["loss"],
-        "seconds": sum(record["seconds"] for record in result.history),
     }
 
 
