@@ -139,7 +139,7 @@ class Run:
     def _section(
         self, name: str, title: str, act: Callable[[], Any], words: Callable[..., List[str]]
     ) -> None:
-        from benchmarks.gpu import report
+        from benchmarks.gpu import measure, report
 
         started = time.monotonic()
         print(f"{name}: {self.bench.left():.0f} s are left", flush=True)
@@ -147,8 +147,7 @@ class Run:
         try:
             entry["found"] = act()
         except Exception as error:  # which must not lose the other sections
-            line = str(error).strip().split("\n")[0]
-            entry["error"] = f"{type(error).__name__}: {line}"
+            entry["error"] = measure.in_a_line(error)
             print(f"{name} failed: {entry['error']}", flush=True)
         now = time.monotonic()
         entry["seconds"] = round(now - started, 1)

@@ -146,8 +146,7 @@ def measure(bench: Bench, roofs: Dict[str, float]) -> Dict[str, Any]:
         if share < 10.0 and not bench.rehearsal:
             found["runs"].append({"graph": name, "error": "no time was left"})
             continue
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
+        bench.free()
         found["runs"].append(time_to_mrr(bench, name, share))
     return found
 

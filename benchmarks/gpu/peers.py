@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.accuracy import FB15K_237, stored
-from benchmarks.gpu.measure import Bench
+from benchmarks.gpu.measure import Bench, in_a_line
 from benchmarks.gpu.steps import Setting, generated, partitioned, parts
 from besskge_core.dataset import KGDataset
 from besskge_core.evaluation import rank_triples
@@ -41,7 +41,7 @@ def measure(bench: Bench, roofs: Dict[str, float]) -> Dict[str, Any]:
             made = make(bench, graph, dim, batch)
             rows.append(_row(peer, bench, graph, batch, seconds, made))
         except Exception as error:  # a peer that fails must not hide the others
-            rows.append({"name": peer, "error": f"{type(error).__name__}: {str(error)[:200]}"})
+            rows.append({"name": peer, "error": in_a_line(error)})
     own = rows[0]["triples_per_second"]
     for row in rows:
         if "triples_per_second" in row:
