@@ -15,7 +15,7 @@ from triton_support import DEVICE
 
 from besskge_core.bess import fused
 from besskge_core.ops import Pairing, native
-from besskge_core.ops.gpu import losses
+from besskge_core.ops.gpu import losses, pairwise, tile_losses, tile_products
 from besskge_core.ops.gpu.sampled_loss import sampled_loss
 from besskge_core.ops.sampled_loss import MOVES
 
@@ -54,12 +54,12 @@ def expected_of(given, pairing, rule, weighted, dtype=torch.float64):
     )
 
 
-def check(given, pairing, rule, weighted=True, atol=0.0):
+def check(given, pairing, rule, weighted=True, atol=0.0, rtol=2e-5):
     found = found_by_kernels(given, pairing, rule, weighted)
     for x, y in zip(found, expected_of(given, pairing, rule, weighted)):
         assert x.dtype == torch.float32
         size = y.abs().max().item() if y.numel() else 0.0
-        assert_close(x.double(), y, rtol=2e-5, atol=max(atol, 1e-5 * size))
+        assert_close(x.double(), y, rtol=rtol, atol=max(atol, rtol / 2 * size))
 
 
 @pytest.mark.parametrize("move", MOVES)
@@ -82,7 +82,7 @@ SHAPES = {  # name -> (B, N, D)
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_any_number_of_rows_is_served(shape, monkeypatch):
-    monkeypatch.setattr(sys.modules["besskge_core.ops.gpu.sampled_loss"], "BLOCK_N", 128)
+    monkeypatch.setattr(losses, "BLOCK_N", 128)
     n_positive, n_candidate, width = shape
     given = case(n_positive, n_candidate, (False, 1), width)
     for comparison, rule in zip(("dot", "l1", "modulus"), (RULES[3], RULES[9], RULES[12])):
@@ -162,7 +162,7 @@ def rounded_case(**options):
 
 
 @pytest.mark.parametrize("move", MOVES)
-@pytest.mark.parametrize("comparison", sorted(set(COMPARISONS) - {"dot"}))
+@pytest.mark.parametrize("comparison", sorted(set(COMPARISONS) - {"dot", "l2"}))
 def test_distances_of_bfloat16_rows_are_those_of_the_same_rows_in_float32(comparison, move):
     given = rounded_case()
     wide = given[0].float(), given[1], given[2].float(), *given[3:]
@@ -174,17 +174,53 @@ def test_distances_of_bfloat16_rows_are_those_of_the_same_rows_in_float32(compar
         assert all(torch.equal(x, y) for x, y in zip(found, expected))
 
 
+#: Widths of rows that are scored again in each pass, and of rows whose scores are stored.
+WIDTHS = {"narrow": 26, "wide": 258}
+
+
+def check_products(given, pairing, rule):
+    """Of rows in bfloat16."""
+    loss, *found = found_by_kernels(given, pairing, rule, True)
+    expected, *grads = expected_of(given, pairing, rule, True, torch.bfloat16)
+    assert expected.dtype == torch.float32
+    assert_close(loss, expected, rtol=2e-6 if pairing.comparison == "dot" else 2e-5, atol=1e-6)
+    for x, y in zip(found, grads):  # slopes have 8 bits, and so have the reference's gradients
+        assert_close(x, y.float(), rtol=2e-2, atol=1e-2 * y.abs().max().item())
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS)
+@pytest.mark.parametrize("comparison", ["dot", "l2"])
 @pytest.mark.parametrize("move", MOVES)
-def test_inner_products_of_bfloat16_rows_are_of_rounded_queries(move):
-    given = rounded_case(n_positive=19, n_candidate=37)
+def test_products_of_bfloat16_rows_are_of_rounded_queries(move, comparison, width):
+    given = rounded_case(n_positive=19, n_candidate=37, width=width)
     for rule, heads in zip((RULES[3], RULES[8], RULES[12]), (False, True, True)):
-        pairing = Pairing(37, False, heads, move, "dot")
-        loss, *found = found_by_kernels(given, pairing, rule, True)
-        expected, *grads = expected_of(given, pairing, rule, True, torch.bfloat16)
-        assert expected.dtype == torch.float32
-        assert_close(loss, expected, rtol=2e-6, atol=1e-6)
-        for x, y in zip(found, grads):  # slopes have 8 bits, and so have the reference's gradients
-            assert_close(x, y.float(), rtol=2e-2, atol=1e-2 * y.abs().max().item())
+        check_products(given, Pairing(37, False, heads, move, comparison), rule)
+
+
+@pytest.mark.parametrize("i", range(len(RULES)))
+def test_losses_of_narrow_rows_are_put_together_from_parts(i, monkeypatch):
+    monkeypatch.setattr(pairwise, "LEAST_PART", 16)
+    for holder in (tile_losses, tile_products):
+        monkeypatch.setattr(holder, "TILE_OWN", 16)
+        monkeypatch.setattr(holder, "TILE_OTHER", 16)
+    given = rounded_case(n_positive=20, n_candidate=37)
+    check_products(given, Pairing(37, False, False, "scaling", ("dot", "l2")[i // 2 % 2]), RULES[i])
+
+
+@pytest.fixture
+def tensor_cores():
+    """Float32 may be rounded for tensor cores; the interpreter does not round."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def test_narrow_rows_of_float32_are_multiplied_on_tensor_cores_if_they_may_be(tensor_cores):
+    rtol = 5e-3 if DEVICE == "cuda" else 2e-5
+    for i, rule in enumerate(RULES[1::3]):
+        pairing = Pairing(37, False, False, "complex_scaling", "dot")
+        check(case(1 + 6 * i, 37), pairing, rule, rtol=rtol)
 
 
 STEPS = {"distmult": 2, "complex": 2, "rotate": 1, "transe": 1}
@@ -246,17 +282,11 @@ def test_candidates_of_each_triple_are_refused():
 
 def test_small_and_large_numbers_have_exact_softplus():
     x = torch.tensor([[-100.0, -20.0, -1.0, 0.0, 1e-30, 5.0, 90.0, 1e30]])
-    cost, of_positive = torch.empty(2, 1)
-    scores, positive = x[:, :1].to(DEVICE, copy=True), torch.zeros(1, device=DEVICE)
-    for value in x[0]:
-        scores[:], found = value, (cost.to(DEVICE), of_positive.to(DEVICE))
-        losses.loss_kernel[(1,)](
-            scores, positive, positive, *found, 1, 1, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0,
-            KIND="pointwise", ACTIVATION="softplus", ADVERSARIAL=False, WEIGHTED=False,
-            WANTED=True, PER_SCORE=False, BLOCK_N=1,
-        )  # fmt: skip
-        wide = value.double()
-        assert_close(
-            found[0][0].double().cpu(), torch.nn.functional.softplus(wide), rtol=1e-6, atol=1e-37
-        )
-        assert_close(scores[0, 0].double().cpu(), wide.sigmoid(), rtol=1e-6, atol=1e-37)
+    numbers = 0.0, 0.0, 1.0, 0.0, 1.0, 0.0
+    formula = losses.Formula("pointwise", "softplus", False, numbers, 1.0, None)
+    scores = x.t().to(DEVICE, copy=True)
+    found = losses.losses(scores, torch.zeros(x.shape[1], device=DEVICE), formula, True, False)
+    wide = x[0].double()
+    softplus = torch.nn.functional.softplus(wide)
+    assert_close(found.cost.double().cpu(), softplus, rtol=1e-6, atol=1e-37)
+    assert_close(found.slope[:, 0].double().cpu(), wide.sigmoid(), rtol=1e-6, atol=1e-37)

@@ -81,9 +81,18 @@ def softmax(dtype, margin, excludes=True, n_query=1000, n_column=14_541):
     softmax_gradient(scores, *places, *slope, margin, 1.0)
 
 
+def on_tensor_cores(launch):
+    """With float32 rounded for them."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        launch()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def all_products(dtype, width, n_row, add, excludes, n_query=1000):
     """Cross-entropy of inner products with all entities."""
-    torch.backends.cuda.matmul.allow_tf32 = True
     query, rows = meta(n_query, width), meta(n_row, width)
     excluded = integers(n_row, dtype=torch.bool) if excludes else None
     places = excluded, integers(n_query), integers(n_query)
@@ -111,7 +120,8 @@ for _dtype in (torch.float32, torch.bfloat16):
 for _dtype in (torch.float32, torch.bfloat16):
     for _width, _n_row in ((100, 2_500_604), (256, 40_943), (2000, 14_541)):
         CASES[f"products {_dtype} {_width}"] = functools.partial(
-            all_products, _dtype, _width, _n_row, _width == 100, _width == 256
+            on_tensor_cores,
+            functools.partial(all_products, _dtype, _width, _n_row, _width == 100, _width == 256),
         )
 for _i, _rule in enumerate(RULES):
     _move, _comparison = MOVES[_i % len(MOVES)], COMPARISONS[_i % len(COMPARISONS)]
@@ -123,6 +133,14 @@ for _comparison in COMPARISONS:
         CASES[f"loss of bfloat16, {_comparison} {_width}"] = functools.partial(
             loss, RULES[3], _comparison, "complex_scaling", _width, torch.bfloat16
         )
+for _comparison in ("dot", "l2"):
+    for _rule in (RULES[3], RULES[8], RULES[12]):
+        CASES[f"loss of narrow bfloat16, {_comparison}, {_rule.kind}"] = functools.partial(
+            loss, _rule, _comparison, "scaling", 256, torch.bfloat16, 8192, 8192
+        )
+CASES["loss of narrow rows on tensor cores"] = functools.partial(
+    on_tensor_cores, functools.partial(loss, RULES[3], "dot", "scaling", 100)
+)
 for _comparison in COMPARISONS[1:]:
     CASES[f"pairs {_comparison}"] = functools.partial(pairs, _comparison)
 for _comparison in ("l1", "l2"):

@@ -126,18 +126,23 @@ def _pairs(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
 
 
 def _losses(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
-    n, width, rows = bench.size(8192, 24), bench.size(512, 16), []
+    n, rows = bench.size(8192, 24), []
+    wide, narrow = bench.size(512, 300), bench.size(256, 16)  # scores are stored, or made again
     rules = {
         "log-sigmoid, self-adversarial": ops.LossRule("pointwise", "softplus", True, 1.0, 1.0),
         "softmax": ops.LossRule("softmax"),
     }
     single, half = torch.float32, torch.bfloat16
-    for comparison, dtype in (("dot", half), ("dot", single), ("l2", single), ("l1", single)):
+    for comparison, width, dtype in (
+        ("dot", wide, half), ("dot", narrow, half), ("dot", wide, single), ("l2", wide, half),
+        ("l2", narrow, half), ("l2", wide, single), ("l1", wide, single),
+    ):  # fmt: skip
         for loss, rule in rules.items():
 
             def make(
-                comparison: str = comparison, dtype: torch.dtype = dtype, rule: Any = rule
-            ) -> Callable[[], object]:
+                comparison: str = comparison, width: int = width, dtype: torch.dtype = dtype,
+                rule: Any = rule,
+            ) -> Callable[[], object]:  # fmt: skip
                 n_row = 4 * n
                 leaves = _leaves(bench, (1, n_row, width), (16, width))
                 entities, relations = (x.detach().to(dtype).requires_grad_() for x in leaves)

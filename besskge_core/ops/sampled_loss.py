@@ -104,8 +104,9 @@ def sampled_loss(
 
     Args:
         table: (L, E, D), floating; rows are numbered from the first table's first to the last's
-            last. Half precision is computed in float32; but its inner products are of queries, and
-            gradients through them may be of slopes, that are rounded as the table is.
+            last. Half precision is computed in float32; but its inner products and L2 distances,
+            which may be made of them, are of queries, and gradients through them may be of slopes,
+            that are rounded as the table is.
         index: integer (G, K), the rows that each group reads.
         relation: (M, D).
         relation_id: integer (G, B).
@@ -217,7 +218,7 @@ def reference(
         head, tail, candidate = rows[:n], rows[n : 2 * n], rows[2 * n :]
         known, answer = (tail, head) if pairing.heads else (head, tail)
         query = _moved(known, relation[ids.long()], pairing.move, pairing.heads)
-        if pairing.comparison == "dot" and table.dtype != wide:
+        if pairing.comparison in ("dot", "l2") and table.dtype != wide:
             query = query + (query.to(table.dtype).to(wide) - query).detach()
         lists = (
             candidate.view(n, pairing.n_candidate, rows.shape[-1])
