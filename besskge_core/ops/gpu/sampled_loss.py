@@ -1,15 +1,17 @@
-"""The loss of positives against candidates that they share, with its gradients, in one walk.
+"""The loss of positives against candidates, shared or of their own, with its gradients, in one walk.
 
-Queries are made and their answers scored; candidates are scored in tiles; the loss puts slopes in
-the place of the scores; and these give the gradients. What is kept of a pair is one number, never
-a row.
+Queries are made and their answers scored; candidates are scored, shared ones in tiles, others where
+they lie in the table; the loss puts slopes in the place of the scores; and these give the gradients.
+What is kept of a pair is one number, never a row.
 
 Rows of bfloat16 are widened where they are read, and all else is float32, but for inner products:
-queries and slopes are rounded for them, so that tensor cores multiply, and sum in float32.
+queries are rounded for them, and slopes of shared candidates, so that tensor cores multiply, and
+sum in float32.
 
 Axes:
     R: rows of the tables      M: rows of the relation table      D: width of a row
-    B: positives               N: candidates                      K: rows that are read, 2 B + N
+    B: positives               N: candidates, of all or of each
+    K: rows that are read, 2 B + N or 2 B + B N                   U: distinct ones, padding included
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from besskge_core.ops.gpu.gather import gather
+from besskge_core.ops.gpu.indexed import Plan, lists_of
 from besskge_core.ops.gpu.language import n_warps, power_of_two
 from besskge_core.ops.gpu.losses import BLOCK_N, loss_kernel
 from besskge_core.ops.gpu.pairwise import distance_gradient, negated_distances
@@ -48,17 +51,16 @@ def sampled_loss(
     run_offsets: Optional[Tensor],
     order: Optional[Tensor],
 ) -> Tuple[Tensor, Tensor, Tensor]:
-    """The loss (), and the gradients of the rows read (K, D) and of relations (M, D), in float32.
+    """The loss (), and the gradients of rows and of relations (M, D), in float32.
 
-    See the operation's Python face; of `numbers`, the rule's from margin to offset. Candidates of
-    each positive are not for this device.
+    See the operation's Python face; of `numbers`, the rule's from margin to offset. Gradients of rows
+    are of those read (K, D), or with candidates of each positive of the distinct ones (U, D).
     """
-    if per_triple:
-        raise NotImplementedError("sampled_loss on a GPU has candidates that all positives share")
     _check_width(table.shape[1], move, comparison)
     n_positive, width = len(relation_id), table.shape[1]
-    rows = gather(table.unsqueeze(0), index.unsqueeze(0))[0]
-    head, tail, candidate = rows.split([n_positive, n_positive, n_candidate])
+    n_shared = 0 if per_triple else n_candidate
+    rows = gather(table.unsqueeze(0), index[: 2 * n_positive + n_shared].unsqueeze(0))[0]
+    head, tail, candidate = rows.split([n_positive, n_positive, n_shared])
     known, answer = (tail, head) if heads else (head, tail)
     relation, relation_id = relation.contiguous(), relation_id.contiguous()
     query = torch.empty_like(known, dtype=rows.dtype if comparison == "dot" else torch.float32)
@@ -72,7 +74,11 @@ def sampled_loss(
     triples = known, answer, relation, relation_id, query, positive
     if n_positive:
         query_kernel[(n_positive,)](*triples, width, **form)
-    scores = _scores(query, candidate, comparison)
+    lists = None
+    if per_triple:
+        own = index[2 * n_positive :].reshape(n_positive, n_candidate)
+        lists = lists_of(query, table, own, comparison)
+    scores = _scores(query, candidate, comparison) if lists is None else lists.scores()
     if n_positive:
         loss_kernel[(n_positive,)](
             scores, positive, positive if weight is None else weight.contiguous(), cost, slope,
@@ -83,16 +89,28 @@ def sampled_loss(
         )  # fmt: skip
     if not wanted:
         return cost.sum(), cost.new_empty((0, width)), cost.new_empty((0, width))
-    of_query, of_candidate = _gradients(scores, query, candidate, comparison)
+    if lists is None:
+        of_query, of_candidate = _gradients(scores, query, candidate, comparison)
+    else:
+        of_query, of_candidate = lists.of_queries(scores), candidate
     of_rows, of_relation = cost.new_empty(rows.shape), cost.new_empty(query.shape)
-    of_head, of_tail, rest = of_rows.split([n_positive, n_positive, n_candidate])
+    of_head, of_tail, rest = of_rows.split([n_positive, n_positive, n_shared])
     rest.copy_(of_candidate)
     of_known, of_answer = (of_tail, of_head) if heads else (of_head, of_tail)
     if n_positive:
         query_gradient_kernel[(n_positive,)](
             *triples, slope, of_query, of_known, of_answer, of_relation, width, **form
         )
+    if lists is not None:
+        of_rows = lists.of_rows(scores, _grouped(unique_rows, run_offsets, order), of_rows)
     return cost.sum(), of_rows, _sum_by(relation_id, of_relation, len(relation))
+
+
+def _grouped(*plan: Optional[Tensor]) -> Plan:
+    unique_rows, run_offsets, order = plan
+    if unique_rows is None or run_offsets is None or order is None:
+        raise ValueError("sampled_loss of candidates of each triple expects its rows grouped")
+    return unique_rows.contiguous(), run_offsets.contiguous(), order.contiguous()
 
 
 def _check_width(width: int, move: str, comparison: str) -> None:
