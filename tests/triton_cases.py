@@ -146,12 +146,11 @@ for _comparison in COMPARISONS:
             loss, RULES[3], _comparison, "complex_scaling", _width, torch.bfloat16
         )
 for _comparison in COMPARISONS:
-    for _width in (100, 256, 2000):
-        CASES[f"lists {_comparison} {_width}"] = functools.partial(lists, _comparison, _width)
-        for _dtype in (torch.float32, torch.bfloat16):
-            CASES[f"loss of lists of {_dtype}, {_comparison} {_width}"] = functools.partial(
-                loss_of_lists, RULES[3], _comparison, _width, _dtype
-            )
+    CASES[f"lists {_comparison}"] = functools.partial(lists, _comparison, 100)
+    for _dtype, _width in ((torch.bfloat16, 256), (torch.float32, 2000)):
+        CASES[f"loss of lists of {_dtype}, {_comparison}"] = functools.partial(
+            loss_of_lists, RULES[3], _comparison, _width, _dtype
+        )
 for _comparison in COMPARISONS[1:]:
     CASES[f"pairs {_comparison}"] = functools.partial(pairs, _comparison)
 for _comparison in ("l1", "l2"):

@@ -29,8 +29,9 @@ from besskge_core.ops.gpu.segments import SEGMENT, as_rows, run_at, whole_segmen
 #: Numbers of a tile of rows.
 TILE = 2048
 
-#: Look-ups of a row that are read together, so that it waits for memory less often.
-BLOCK_K = 4
+#: The most look-ups of a row that are read together, so that it waits for memory less often, and
+#: the numbers of their queries.
+MOST_LOOK_UPS, BLOCK = 4, 4096
 
 #: unique_rows, run_offsets and order of a plan.
 Plan = Tuple[Tensor, Tensor, Tensor]
@@ -99,18 +100,17 @@ def of_look_ups(
     COMPARISON: constexpr, TORUS: constexpr, HAS_FIRST: constexpr, BLOCK_K: constexpr,
     H: constexpr,
 ):  # fmt: skip
-    """(da, db) and what the look-ups from `begin` to `end` add to the gradient of a row (x, y)."""
+    """(da, db) and what look-ups `begin` to `end`, whole blocks, add to the gradient of a row (x, y)."""
     for start in range(begin, end, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        look_up = tl.load(order + k, mask=k < end, other=0).to(tl.int32)
-        is_pair, pair = (k < end) & (look_up >= n_first), look_up - n_first
+        look_up = tl.load(order + start + tl.arange(0, BLOCK_K)).to(tl.int32)
+        is_pair, pair = look_up >= n_first, look_up - n_first
         b = (pair // n_each).to(tl.int64)
         c = tl.load(slope + pair, mask=is_pair, other=0.0)[:, None]
         q, p = tile_halves(query + b * width, is_pair, half, width, H)
         _, _, dx, dy = pair_gradient(c, q, p, x[None, :], y[None, :], COMPARISON, TORUS)
         if HAS_FIRST:
             at = first + look_up.to(tl.int64) * width
-            own_x, own_y = tile_halves(at, (k < end) & (look_up < n_first), half, width, H)
+            own_x, own_y = tile_halves(at, look_up < n_first, half, width, H)
             dx, dy = dx + own_x, dy + own_y
         da, db = da + tl.sum(dx, 0), db + tl.sum(dy, 0)
     return da, db
@@ -225,7 +225,7 @@ class Lists(NamedTuple):
         n_part, grid = self._parts()
         list_score_kernel[grid](
             self.query, self.table, self.rows, out, len(self.table), self.rows.shape[1], n_part,
-            *self._sizes(), BLOCK_N=self._tile(), num_warps=n_warps(TILE // 2), **self._form(),
+            *self._sizes(), **self._tile(),
         )  # fmt: skip
         return out
 
@@ -242,8 +242,7 @@ class Lists(NamedTuple):
             return slope.new_zeros(self.query.shape)
         list_query_kernel[grid](
             slope, self.query, self.table, self.rows, out, grid[0], len(self.table),
-            self.rows.shape[1], n_part, *self._sizes(), BLOCK_N=self._tile(),
-            num_warps=n_warps(TILE // 2), **self._form(),
+            self.rows.shape[1], n_part, *self._sizes(), **self._tile(),
         )  # fmt: skip
         return out[0] if len(out) == 1 else out.sum(0)
 
@@ -252,7 +251,7 @@ class Lists(NamedTuple):
 
         Args:
             slope: see :meth:`of_queries`.
-            plan: int64 (U,), (U,), (K,), contiguous, of the look-ups; may be padded.
+            plan: int64 (U,), (U,), (K,), contiguous, of the look-ups, less than 2**31; may be padded.
             first: float32 (F, D), contiguous: gradients of look-ups before those of `rows`.
         """
         n_run, n_value, width = len(plan[0]), len(plan[2]), self.query.shape[1]
@@ -264,7 +263,7 @@ class Lists(NamedTuple):
         sizes = len(self.table), n_run, n_value, n_first, self.rows.shape[1], *self._sizes()
         form = dict(
             self._form(), HAS_FIRST=first is not None, SEGMENT=SEGMENT if n_segment else 0,
-            BLOCK_K=BLOCK_K, num_warps=n_warps(width),
+            BLOCK_K=max(min(MOST_LOOK_UPS, BLOCK // power_of_two(width)), 1), num_warps=n_warps(width),
         )  # fmt: skip
         partial = slope.new_empty((n_segment, width))
         if n_segment:
@@ -278,10 +277,11 @@ class Lists(NamedTuple):
         n_part = max(triton.cdiv(n_each, n_parts(n_query, n_each)), 1)
         return n_part, (n_query, max(triton.cdiv(n_each, n_part), 1))
 
-    def _tile(self) -> int:
-        """Rows of a tile."""
-        n_row = TILE // power_of_two(self.query.shape[1])
-        return max(min(n_row, power_of_two(self.rows.shape[1])), 1)
+    def _tile(self) -> Dict[str, Any]:
+        """The form of a tile, and 16 of its numbers for a thread."""
+        width = power_of_two(self.query.shape[1])
+        n_row = max(min(TILE // width, power_of_two(self.rows.shape[1])), 1)
+        return dict(self._form(), BLOCK_N=n_row, num_warps=n_warps(max(TILE, width) // 2))
 
     def _sizes(self) -> Tuple[int, int, int]:
         """Columns of a half and of a row, and from one row of the table to the next."""
