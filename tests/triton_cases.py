@@ -8,6 +8,7 @@ import torch
 from sampled_loss_support import RULES
 
 from besskge_core.ops.gpu.gather import gather
+from besskge_core.ops.gpu.indexed import indexed, indexed_backward
 from besskge_core.ops.gpu.pairwise import pairwise, pairwise_backward
 from besskge_core.ops.gpu.rank_counts import rank_counts
 from besskge_core.ops.gpu.sampled_loss import sampled_loss
@@ -42,7 +43,7 @@ def captured_update(rule, width=100, n_row=2_500_604, n_value=50_000):
     state = [meta(n_row, width)] * 2
     update_rows(
         meta(n_row, width), state, meta(n_value, width),
-        (integers(n_value + 1), integers(n_value + 1), integers(n_value)),
+        padded_plan(n_value),
         Rule(rule, meta((), dtype=torch.float64), 0.1, 0.9, 0.99, 1e-8), integers(), None, 0,
     )  # fmt: skip
 
@@ -53,6 +54,27 @@ def pairs(comparison, weighted=False, n_query=2048, n_candidate=640, width=100):
     weight, scores = meta(n_query, width) if weighted else None, meta(n_query, n_candidate)
     pairwise(q, e, comparison, weight)
     pairwise_backward(scores, scores, q, e, comparison, weight)
+
+
+def padded_plan(n_value):
+    return integers(n_value + 1), integers(n_value + 1), integers(n_value)
+
+
+def lists(comparison, width, n_query=2048, n_each=64):
+    """Scores of queries with rows of their own, and gradients."""
+    q, table, index = meta(n_query, width), meta(2_500_604, width), integers(n_query, n_each)
+    scores, plan = indexed(q, table, index, comparison), padded_plan(n_query * n_each)
+    indexed_backward(scores, scores, q, table, index, comparison, *plan)
+
+
+def loss_of_lists(rule, comparison, width, dtype, n_positive=8192, n_candidate=64):
+    """Loss and gradients of a step whose positives have candidates of their own."""
+    table, relation = meta(2_500_604, width, dtype=dtype), meta(535, width, dtype=dtype)
+    n_read = n_positive * (2 + n_candidate)
+    sampled_loss(
+        table, integers(n_read), relation, integers(n_positive), None, n_candidate, True, True,
+        "scaling", comparison, *rule[:3], rule[3:9], rule.scale, True, *padded_plan(n_read),
+    )  # fmt: skip
 
 
 def loss(rule, comparison, move, width, dtype=torch.float32, n_positive=2048, n_candidate=640):
@@ -141,6 +163,12 @@ for _comparison in ("dot", "l2"):
 CASES["loss of narrow rows on tensor cores"] = functools.partial(
     on_tensor_cores, functools.partial(loss, RULES[3], "dot", "scaling", 100)
 )
+for _comparison in COMPARISONS:
+    CASES[f"lists {_comparison}"] = functools.partial(lists, _comparison, 100)
+    for _dtype, _width in ((torch.bfloat16, 256), (torch.float32, 2000)):
+        CASES[f"loss of lists of {_dtype}, {_comparison}"] = functools.partial(
+            loss_of_lists, RULES[3], _comparison, _width, _dtype
+        )
 for _comparison in COMPARISONS[1:]:
     CASES[f"pairs {_comparison}"] = functools.partial(pairs, _comparison)
 for _comparison in ("l1", "l2"):

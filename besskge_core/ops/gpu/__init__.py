@@ -16,6 +16,8 @@ import torch
 #: Operation -> its module here; the launcher has the operation's name.
 MODULES: Dict[str, str] = {
     "gather": "gather",
+    "indexed": "indexed",
+    "indexed_backward": "indexed",
     "pairwise": "pairwise",
     "pairwise_backward": "pairwise",
     "rank_counts": "rank_counts",
