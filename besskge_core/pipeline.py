@@ -27,9 +27,10 @@ from besskge_core.evaluation import compare_with_answers
 from besskge_core.known import KnownTriples
 from besskge_core.metric import Evaluation
 from besskge_core.negative_sampler import PlaceholderNegativeSampler
+from besskge_core.ops import Filter
 from besskge_core.philox import Position
 from besskge_core.scoring import BaseScoreFunction
-from besskge_core.top_k import BestSoFar, without_nan
+from besskge_core.top_k import BestSoFar
 
 #: Scores of a batch that are kept for a second look; more are computed again.
 MAX_SCORES = 2**25
@@ -150,16 +151,17 @@ class AllScoresPipeline(nn.Module):
         if self.evaluation is not None:
             assert answer is not None
             found["ranks"] = self._ranks(tiles, answer, query, filtered)
+        known = Filter.of(query, filtered, len(relation))
         if self.return_topk:
-            best = BestSoFar(int(kept.sum()), self.score_fn.entity_embedding)
-            for tile in tiles:
-                ids = self._entity_of_row[tile.first : tile.first + tile.scores.shape[1]]
-                best.add(without_nan(_without(tile, query, filtered)), ids, self.k)
+            best = BestSoFar(len(relation), self.score_fn.entity_embedding)
+            for first, scores in tiles:
+                ids = self._entity_of_row[first : first + scores.shape[1]]
+                best.add(scores, ids, self.k, known, first)
             top = best.result()
             found["topk_global_id"] = _wide(torch.from_numpy(top.id), self.k, -1)
             found["topk_scores"] = _wide(torch.from_numpy(top.score), self.k, -math.inf)
         if self.return_scores:
-            found["scores"] = self._matrix(tiles, query, filtered)
+            found["scores"] = self._matrix(tiles, known)
         if "triple_idx" in batch:
             found["triple_idx"] = batch["triple_idx"].flatten()[kept]
         return found
@@ -194,15 +196,17 @@ class AllScoresPipeline(nn.Module):
         better = torch.where(lost, n_rival, found.better)
         return self.evaluation.ranks_from_counts(better, found.equal.masked_fill(lost, 0), n_rival)
 
-    def _matrix(self, tiles: _Windows, query: Tensor, filtered: Tensor) -> Tensor:
+    def _matrix(self, tiles: _Windows, known: Filter) -> Tensor:
         """(Q, n_entity) by entity ID."""
         n_entity = self.score_fn.sharding.n_entity
         whole: Optional[Tensor] = None
-        for tile in tiles:
+        for first, scores in tiles:
             if whole is None:
-                whole = tile.scores.new_empty((len(tile.scores), n_entity))
-            ids = self._entity_of_row[tile.first : tile.first + tile.scores.shape[1]]
-            whole[:, ids.long()] = _without(tile, query, filtered)
+                whole = scores.new_empty((len(scores), n_entity))
+            n_column = scores.shape[1]
+            ids, scores = self._entity_of_row[first : first + n_column], scores.clone()
+            scores[known.places(first, n_column)] = -math.inf
+            whole[:, ids.long()] = scores
         assert whole is not None
         return whole
 
@@ -237,14 +241,6 @@ class _Windows:
                     here = allowed[first : first + scores.shape[1]]
                     scores = scores.masked_fill(~here, -math.inf)
                 yield Tile(first, scores)
-
-
-def _without(tile: Tile, query: Tensor, filtered: Tensor) -> Tensor:
-    """Scores of a tile, -inf for the pairs of a query and a flat row that are filtered."""
-    here = (filtered >= tile.first) & (filtered < tile.first + tile.scores.shape[1])
-    scores = tile.scores.clone()
-    scores[query[here], filtered[here] - tile.first] = -math.inf
-    return scores
 
 
 def _wide(x: Tensor, k: int, value: float) -> Tensor:

@@ -27,8 +27,9 @@ from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange
 from besskge_core.known import KnownTriples
+from besskge_core.ops import Filter
 from besskge_core.scoring import BaseScoreFunction
-from besskge_core.top_k import BestSoFar, TopK, without_nan
+from besskge_core.top_k import BestSoFar, TopK
 from besskge_core.vocabulary import Label, Vocabulary
 
 __all__ = ["Answer", "Predictor", "TopK"]
@@ -231,18 +232,13 @@ class Predictor:
         given = torch.from_numpy(sharding.flat_row[entity]).to(table.device)
         known = self._known_rows(side, entity, relation) if filter_known else None
         best = BestSoFar(len(entity), table)
-        for first, raw in self._scorer.tiles(
+        for first, scores in self._scorer.tiles(
             side, given, torch.from_numpy(relation).to(table.device)
         ):
-            scores = without_nan(raw)
             tile = slice(first, first + scores.shape[1])
             if allowed is not None:
-                scores.masked_fill_(~allowed[tile], -math.inf)
-            if known is not None:
-                query, row = known
-                here = (row >= tile.start) & (row < tile.stop)
-                scores[query[here], row[here] - first] = -math.inf
-            best.add(scores, entity_of_row[tile], k)
+                scores = scores.masked_fill(~allowed[tile], -math.inf)
+            best.add(scores, entity_of_row[tile], k, known, first)
         return best.of_ranks(self._scorer.exchange, k).result()
 
     def _best_relations(self, head: int, tail: int, k: int, filter_known: bool) -> TopK:
@@ -251,22 +247,24 @@ class Predictor:
         rows = self._scorer.rows(torch.from_numpy(flat_row[[head, tail]]).to(table.device))
         h, t = (x.expand(len(every), -1) for x in self.score_fn.entities(rows))
         relation = torch.from_numpy(every).to(table.device)
-        scores = without_nan(self.score_fn.score_triple(h, relation, t))
+        known = None
         if filter_known:
-            query, known_tail = self._known_triples.tails(np.full_like(every, head), every)
-            scores[torch.from_numpy(query[known_tail == tail]).to(table.device)] = -math.inf
+            found, known_tail = self._known_triples.tails(np.full_like(every, head), every)
+            here = torch.from_numpy(found[known_tail == tail]).to(table.device)
+            known = Filter.of(torch.zeros_like(here), here, 1)
         best = BestSoFar(1, table)
-        best.add(scores[None], relation, k)
+        best.add(self.score_fn.score_triple(h, relation, t)[None], relation, k, known)
         return best.result()
 
     def _known_rows(
         self, side: str, entity: NDArray[np.int64], relation: NDArray[np.int64]
-    ) -> Tuple[Tensor, Tensor]:
-        """Which query, and the flat row of an entity that is known to answer it."""
+    ) -> Filter:
+        """Flat rows of the entities that are known to answer the queries."""
         known = self._known_triples
         query, answer = known.answers(side, entity, relation)
         device, rows = self.score_fn.entity_embedding.device, self.score_fn.sharding.flat_row
-        return torch.from_numpy(query).to(device), torch.from_numpy(rows[answer]).to(device)
+        row = torch.from_numpy(rows[answer]).to(device)
+        return Filter.of(torch.from_numpy(query).to(device), row, len(entity))
 
     def _allowed_rows(self, candidates: Optional[ArrayLike]) -> Optional[Tensor]:
         """bool, by flat row: whether the entity may be an answer."""

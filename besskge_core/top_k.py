@@ -9,7 +9,7 @@ Axes:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Tuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from besskge_core.exchange import Exchange
+from besskge_core.ops import Filter, best_k
 
 
 class TopK(NamedTuple):
@@ -38,9 +39,16 @@ class BestSoFar:
         self.score = table.new_empty((n_query, 0))
         self.id = torch.empty((n_query, 0), dtype=torch.int64, device=table.device)
 
-    def add(self, scores: Tensor, ids: Tensor, k: int) -> None:
-        """Scores (Q, T) of candidates whose IDs (T,) rise."""
-        score, column = _first_k(scores, k)
+    def add(
+        self,
+        scores: Tensor,
+        ids: Tensor,
+        k: int,
+        filtered: Optional[Filter] = None,
+        first: int = 0,
+    ) -> None:
+        """Scores (Q, T) of candidates whose IDs (T,) rise; see :func:`besskge_core.ops.best_k`."""
+        score, column = best_k(scores, k, filtered, first)
         score = torch.cat([self.score, score.to(self.score.dtype)], dim=1)
         self._keep(score, torch.cat([self.id, ids.long()[column]], dim=1), k)
 
@@ -56,30 +64,9 @@ class BestSoFar:
 
     def _keep(self, score: Tensor, ids: Tensor, k: int) -> None:
         by_id = ids.sort(dim=1)[1]
-        score, ids = score.gather(1, by_id), ids.gather(1, by_id)
-        order = score.sort(dim=1, descending=True, stable=True)[1][:, :k]
-        self.score, self.id = score.gather(1, order), ids.gather(1, order)
+        self.score, order = best_k(score.gather(1, by_id), k)
+        self.id = ids.gather(1, by_id.gather(1, order))
 
     def result(self) -> TopK:
         ids = self.id.masked_fill(self.score == -math.inf, -1)
         return TopK(ids.cpu().numpy(), self.score.float().cpu().numpy())
-
-
-def _first_k(scores: Tensor, k: int) -> Tuple[Tensor, Tensor]:
-    """The k largest of each row and their columns; of equal ones, the first columns."""
-    n = scores.shape[1]
-    if n <= k:
-        return scores, torch.arange(n, device=scores.device).expand_as(scores)
-    score, column = scores.topk(k + 1, dim=1)
-    # Only a tie across the cut leaves open which ones belong in.
-    tied = score[:, k - 1] == score[:, k]
-    score, column = score[:, :k].clone(), column[:, :k].clone()
-    if tied.any():
-        best = scores[tied].sort(dim=1, descending=True, stable=True)
-        score[tied], column[tied] = best[0][:, :k], best[1][:, :k]
-    return score, column
-
-
-def without_nan(scores: Tensor) -> Tensor:
-    """Scores that are not a number as -inf, which is no answer."""
-    return scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)

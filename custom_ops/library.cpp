@@ -32,6 +32,9 @@ TORCH_LIBRARY(besskge, m) {
       "scatter_update(Tensor(a!) table, Tensor(b!)[] state, Tensor values, Tensor? unique_rows, "
       "Tensor? run_offsets, Tensor? order, str rule, float lr, float weight_decay, float beta1, "
       "float beta2, float eps, int step, int? seed, int stream) -> ()");
+  m.def(
+      "best_k(Tensor scores, Tensor filter_start, Tensor filter_column, int k, int first)"
+      " -> (Tensor, Tensor)");
   m.def("take_columns(Tensor triples, Tensor places) -> Tensor");
   m.def("buffer(int[] sizes, ScalarType dtype) -> Tensor");
   m.def("inner_products(Tensor query, Tensor rows) -> Tensor");

@@ -1,9 +1,11 @@
-"""Kernels that rank and that take the softmax of scores agree with entries taken one by one."""
+"""Kernels that rank, choose and take the softmax of scores agree with entries taken one by one."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from test_best_k import CASES, check_best, filters, parts_that_lie_apart
+from test_best_k import sample as best_sample
 from test_rank_counts import SHAPES as RANK_SHAPES
 from test_rank_counts import one_by_one, sample
 from test_softmax_tiles import OPTIONS, TOLERANCE, formula, make_logits, make_slope
@@ -11,8 +13,10 @@ from torch.testing import assert_close
 from triton_support import DEVICE
 
 from besskge_core.ops import Filter, Logits, Slope
+from besskge_core.ops.gpu import best_k as best_module
 from besskge_core.ops.gpu import rank_counts as rank_module
 from besskge_core.ops.gpu import softmax_tiles as softmax_module
+from besskge_core.ops.gpu.best_k import best_k
 from besskge_core.ops.gpu.rank_counts import rank_counts
 from besskge_core.ops.gpu.softmax_tiles import softmax_gradient, softmax_log_sum
 
@@ -62,6 +66,41 @@ def test_what_is_not_a_number_is_neither_better_nor_equal():
     filtered = Filter(torch.tensor([0, 1, 2, 3, 4]), torch.tensor([0, 0, 0, 0]))
     better, equal = rank_counts(*on_device(scores, answer, torch.arange(4), *filtered), 0)
     assert better.tolist() == [0, 0, 21, 14] and equal.tolist() == [0, 7, 7, 7]
+
+
+# -- the best k --------------------------------------------------------------------------------
+
+
+def check_chosen(scores, filtered, k, first=0):
+    found = best_k(*on_device(scores, *filtered), k, first)
+    check_best([x.cpu() for x in found], scores, filtered, k, first)
+
+
+@pytest.mark.parametrize("n_level", [5, 10**6])
+@pytest.mark.parametrize("dtype", [*HALF, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_best_are_those_of_sorting(case, dtype, n_level, generator):
+    check_chosen(*best_sample(case, dtype, generator, n_level))
+
+
+@pytest.mark.parametrize("n_level", [1, 5, 10**6])
+@pytest.mark.parametrize("n_block, n_deep", [(32, 16), (16, 4), (8, 2), (64, 1)])
+def test_deep_lanes_and_parts_change_nothing(n_block, n_deep, n_level, generator, monkeypatch):
+    monkeypatch.setattr(best_module, "BLOCK_T", n_block)
+    monkeypatch.setattr(best_module, "DEPTH", n_deep)
+    for case in ((2, 300, 90, 5), (1, 500, 480, 8), (3, 33, 0, 7)):
+        check_chosen(*best_sample(case, torch.float32, generator, n_level))
+
+
+def test_the_best_are_filtered_by_the_tile_that_they_are_in(generator):
+    scores, filtered, k = best_sample((5, 70, 200, 8), torch.float32, generator)
+    for first in (0, 20, 1000):
+        check_chosen(scores[:, 20:50], filtered, k, first)
+
+
+def test_the_best_may_lie_apart(generator):
+    for scores in parts_that_lie_apart(generator):
+        check_chosen(scores, filters(6, scores.shape[1], 50, generator), 6)
 
 
 # -- softmax -----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import functools
 import torch
 from sampled_loss_support import RULES
 
+from besskge_core.ops.gpu.best_k import best_k
 from besskge_core.ops.gpu.gather import gather
 from besskge_core.ops.gpu.indexed import indexed, indexed_backward
 from besskge_core.ops.gpu.pairwise import pairwise, pairwise_backward
@@ -94,6 +95,12 @@ def ranks(dtype, n_query=1000, n_column=14_541, n_filtered=60_000):
     )  # fmt: skip
 
 
+def best(dtype, k, n_query=1000, n_column=14_541, n_filtered=60_000):
+    best_k(
+        meta(n_query, n_column, dtype=dtype), integers(n_query + 1), integers(n_filtered), k, 0
+    )  # fmt: skip
+
+
 def softmax(dtype, margin, excludes=True, n_query=1000, n_column=14_541):
     """Cross-entropy of scores with all entities of FB15k-237."""
     scores, excluded = meta(n_query, n_column, dtype=dtype), integers(n_column, dtype=torch.bool)
@@ -135,6 +142,10 @@ CASES = {
 }
 for _dtype in (torch.float32, torch.bfloat16):
     CASES[f"ranks {_dtype}"] = functools.partial(ranks, _dtype)
+    for _k in (1, 10, 128):
+        CASES[f"best {_k} {_dtype}"] = functools.partial(best, _dtype, _k)
+        _parts = functools.partial(best, _dtype, _k, n_column=2_500_604, n_filtered=0)
+        CASES[f"best {_k} {_dtype}, parts"] = _parts
     for _margin in (0.0, 0.3):
         CASES[f"softmax {_dtype}, margin {_margin}"] = functools.partial(
             softmax, _dtype, _margin, _margin > 0.0

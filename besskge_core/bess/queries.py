@@ -23,7 +23,7 @@ from besskge_core.negative_sampler import (
     PlaceholderNegativeSampler,
     ShardedNegativeSampler,
 )
-from besskge_core.ops import gather
+from besskge_core.ops import best_k, gather
 from besskge_core.ops.tracing import as_index
 from besskge_core.scoring import BaseScoreFunction
 from besskge_core.shapes import match_shapes
@@ -183,8 +183,8 @@ class TopKQueryBessKGE(QueryBESS):
                 for i in range(len(relation))
             ]
         score, ids = _best(*self._returned(best), self.k, rising=False)
-        score = _padded(score, self.k, -math.inf).flatten(end_dim=1)
-        ids = _padded(ids, self.k, -1).flatten(end_dim=1).masked_fill(score == -math.inf, -1)
+        score = _padded(score, self.k, -math.inf)
+        ids = _padded(ids, self.k, -1).masked_fill(score == -math.inf, -1)
         out = {"topk_global_id": ids.int()}
         if self.return_scores:
             out["topk_scores"] = score
@@ -227,7 +227,6 @@ class TopKQueryBessKGE(QueryBESS):
         best: Optional[Tuple[Tensor, Tensor]] = None
         for window in windows:
             scores = self._window_scores(query, window.embedding)
-            scores = scores.masked_fill(scores.isnan(), -math.inf)
             rows = _per_query(window.rows, len(scores))
             if window.mask is not None:
                 scores = scores.masked_fill(~_per_query(window.mask, len(scores)), -math.inf)
@@ -246,7 +245,7 @@ class TopKQueryBessKGE(QueryBESS):
         return torch.cat([score(tuple(q), rows, self.heads) for *q, rows in by_peer])
 
     def _returned(self, best: List[Tuple[Tensor, Tensor]]) -> Tuple[Tensor, Tensor]:
-        """Scores and rows (S * P, k) of each hosted shard -> scores and IDs (L, P, S * k)."""
+        """Scores and rows (S * P, k) of each hosted shard -> scores and IDs (L * P, S * k)."""
         n_shard = self.sharding.n_shard
         score, row = (
             self.exchange.all_to_all(torch.stack(x).unflatten(1, (n_shard, -1))) for x in zip(*best)
@@ -255,7 +254,7 @@ class TopKQueryBessKGE(QueryBESS):
         real = row < self.shard_counts[source]
         score = score.masked_fill(~real, -math.inf)
         ids = self.entity_ids[source, row]
-        return tuple(x.transpose(1, 2).flatten(2) for x in (score, ids))  # type: ignore[return-value]
+        return tuple(x.transpose(1, 2).flatten(2).flatten(end_dim=1) for x in (score, ids))  # type: ignore[return-value]
 
 
 class Window(NamedTuple):
@@ -282,16 +281,16 @@ def _per_query(x: Tensor, n_query: int) -> Tensor:
 
 
 def _best(score: Tensor, key: Tensor, k: int, rising: bool) -> Tuple[Tensor, Tensor]:
-    """The k best (..., C) by score, equal ones by key; `rising`: keys of equal scores rise."""
+    """The k best of (Q, C) by score, equal ones by key; `rising`: keys of equal scores rise."""
     if not rising:
         order = key.argsort(dim=-1)
         score, key = score.gather(-1, order), key.gather(-1, order)
-    score, order = score.sort(dim=-1, descending=True, stable=True)
-    return score[..., :k], key.gather(-1, order[..., :k])
+    score, column = best_k(score, k)
+    return score, key.gather(-1, column)
 
 
 def _padded(x: Tensor, k: int, value: float) -> Tensor:
-    """(..., C) -> (..., k)."""
+    """(Q, C) -> (Q, k)."""
     return nn.functional.pad(x, (0, max(k - x.shape[-1], 0)), value=value)
 
 

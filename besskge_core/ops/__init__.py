@@ -5,6 +5,7 @@ The reference defines the meaning of an operation, and serves it wherever no nat
 
 from __future__ import annotations
 
+from besskge_core.ops.best_k import best_k
 from besskge_core.ops.gather import gather
 from besskge_core.ops.huge_pages import prefer_huge_pages
 from besskge_core.ops.indexed import indexed
@@ -27,7 +28,7 @@ from besskge_core.ops.tile_products import (
 
 __all__ = [
     "Filter", "Logits", "LossRule", "Pairing", "Rounding", "RowPlan", "Rule", "Scored", "Slope",
-    "buffer", "gather", "indexed", "inner_products", "pairwise", "plan_rows", "prefer_huge_pages",
-    "rank_counts", "sampled_loss", "scatter_update", "softmax_gradient", "softmax_gradients",
+    "best_k", "buffer", "gather", "indexed", "inner_products", "pairwise", "plan_rows",
+    "prefer_huge_pages", "rank_counts", "sampled_loss", "scatter_update", "softmax_gradient", "softmax_gradients",
     "softmax_log_sum", "softmax_scores", "sparse_rows", "sum_rows", "take_columns",
 ]  # fmt: skip

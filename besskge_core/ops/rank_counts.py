@@ -41,6 +41,12 @@ class Filter(NamedTuple):
         queries = torch.arange(len(self.start) - 1, device=self.start.device)
         return queries.repeat_interleave(self.start.diff())
 
+    def places(self, first: int, n_column: int) -> Tuple[Tensor, Tensor]:
+        """Rows and columns, of a tile of `n_column` candidates of which `first` is the first."""
+        column = self.column - first
+        inside = (column >= 0) & (column < n_column)
+        return self.query[inside], column[inside]
+
 
 def rank_counts(
     scores: Tensor,
@@ -86,9 +92,7 @@ def reference(
 ) -> Tuple[Tensor, Tensor]:
     """The meaning of :func:`rank_counts`, in plain torch."""
     kept = torch.ones_like(scores, dtype=torch.bool)
-    column = filtered.column - first
-    inside = (column >= 0) & (column < scores.shape[1])
-    kept[filtered.query[inside], column[inside]] = False
+    kept[filtered.places(first, scores.shape[1])] = False
     truth = answer_score.unsqueeze(-1)
     better, equal = (scores[row] > truth) & kept[row], (scores[row] == truth) & kept[row]
     return better.sum(-1), equal.sum(-1)

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "filter.h"
 #include "inputs.h"
 #include "isa.h"
 #define BESSKGE_KERNELS "rank_counts.kernels.h"
@@ -35,11 +36,6 @@ struct Answers {
   std::vector<int64_t> start, answer;
 };
 
-struct Filter {
-  const int64_t *start, *column;
-  int64_t first;
-};
-
 template <typename Scalar>
 void count(const at::Tensor& scores, const at::Tensor& truth, const Answers& answers,
            const Filter& filter, int64_t* better, int64_t* equal) {
@@ -53,10 +49,7 @@ void count(const at::Tensor& scores, const at::Tensor& truth, const Answers& ans
       if (answers.start[q] == answers.start[q + 1]) continue;
       const Scalar* row = data + q * stride;
       out.clear();
-      for (int64_t k = filter.start[q]; k < filter.start[q + 1]; ++k) {
-        const int64_t column = filter.column[k] - filter.first;
-        if (column >= 0 && column < n) out.push_back(row[column]);
-      }
+      filter.each(q, n, [&](int64_t column) { out.push_back(row[column]); });
       for (int64_t i = answers.start[q]; i < answers.start[q + 1]; ++i) {
         const int64_t a = answers.answer[i], n_out = out.size();
         const auto x = widen(wanted[a]);
@@ -70,41 +63,27 @@ void count(const at::Tensor& scores, const at::Tensor& truth, const Answers& ans
   });
 }
 
-void check(const at::Tensor& scores, const at::Tensor& truth, const at::Tensor& row,
-           const at::Tensor& filter_start, const at::Tensor& filter_column) {
-  TORCH_CHECK_VALUE(scores.dim() == 2 && truth.dim() == 1 && row.sizes() == truth.sizes() &&
-                        filter_start.dim() == 1 && filter_column.dim() == 1 &&
-                        filter_start.size(0) == scores.size(0) + 1,
-                    "rank_counts expects scores (Q, T), answer_score (A), row (A), filter_start"
-                    " (Q + 1) and filter_column (K), got ",
-                    scores.sizes(), ", ", truth.sizes(), ", ", row.sizes(), ", ",
-                    filter_start.sizes(), " and ", filter_column.sizes());
+void check(const at::Tensor& scores, const at::Tensor& truth, const at::Tensor& row) {
+  TORCH_CHECK_VALUE(scores.dim() == 2 && truth.dim() == 1 && row.sizes() == truth.sizes(),
+                    "rank_counts expects scores (Q, T), answer_score (A) and row (A), got ",
+                    scores.sizes(), ", ", truth.sizes(), " and ", row.sizes());
   TORCH_CHECK_TYPE(scores.scalar_type() == truth.scalar_type(),
                    "rank_counts expects one dtype, got ", scores.scalar_type(), " and ",
                    truth.scalar_type());
-  for (const at::Tensor& x : {row, filter_start, filter_column}) {
-    TORCH_CHECK_TYPE(x.scalar_type() == at::kLong,
-                     "rank_counts expects row and filter in int64, got ", x.scalar_type());
-  }
-  const at::Tensor start = filter_start.contiguous();
-  const int64_t *s = start.data_ptr<int64_t>(), n = scores.size(0);
-  bool rises = s[0] == 0 && s[n] == filter_column.numel();
-  for (int64_t q = 0; q < n; ++q) rises = rises && s[q] <= s[q + 1];
-  TORCH_CHECK_VALUE(rises, "rank_counts expects filter_start to rise from 0 to ",
-                    filter_column.numel());
+  TORCH_CHECK_TYPE(row.scalar_type() == at::kLong, "rank_counts expects row in int64, got ",
+                   row.scalar_type());
 }
 
 std::tuple<at::Tensor, at::Tensor> rank_counts(const at::Tensor& scores, const at::Tensor& truth,
                                                const at::Tensor& row,
                                                const at::Tensor& filter_start,
                                                const at::Tensor& filter_column, int64_t first) {
-  check(scores, truth, row, filter_start, filter_column);
+  check(scores, truth, row);
+  const Filter filter(filter_start, filter_column, scores.size(0), first, "rank_counts");
   at::Tensor better = at::zeros(truth.sizes(), at::kLong), equal = at::zeros_like(better);
   const at::Tensor rows = dense_rows(scores);
   const at::Tensor wanted = truth.contiguous();
-  const at::Tensor start = filter_start.contiguous(), column = filter_column.contiguous();
   const Answers answers(row.contiguous(), scores.size(0));
-  const Filter filter{start.data_ptr<int64_t>(), column.data_ptr<int64_t>(), first};
   int64_t *const above = better.data_ptr<int64_t>(), *const same = equal.data_ptr<int64_t>();
   switch (scores.scalar_type()) {
     case at::kFloat:

@@ -61,6 +61,19 @@ BESSKGE_INLINE IntVec sign_bit(Vec v) { return as_int(v) & static_cast<int32_t>(
 BESSKGE_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }   // b if one is not a number
 BESSKGE_INLINE Vec smaller(Vec a, Vec b) { return a < b ? a : b; }  // b if one is not a number
 
+// Whether a lane of a comparison is true.
+BESSKGE_INLINE bool has_any(IntVec mask) {
+#if BESSKGE_WIDTH == 16
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif BESSKGE_WIDTH == 8
+  return !_mm256_testz_si256((__m256i)mask, (__m256i)mask);
+#else
+  int32_t any = 0;
+  for (int i = 0; i < kWidth; ++i) any |= mask[i];
+  return any != 0;
+#endif
+}
+
 BESSKGE_INLINE Vec square_root(Vec v) {
 #if BESSKGE_WIDTH == 16
   return (Vec)_mm512_maskz_sqrt_ps(0xffff, (__m512)v);

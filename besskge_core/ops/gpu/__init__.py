@@ -15,6 +15,7 @@ import torch
 
 #: Operation -> its module here; the launcher has the operation's name.
 MODULES: Dict[str, str] = {
+    "best_k": "best_k",
     "gather": "gather",
     "indexed": "indexed",
     "indexed_backward": "indexed",
