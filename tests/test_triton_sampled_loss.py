@@ -230,9 +230,9 @@ def use_kernels(monkeypatch, launcher=sampled_loss):
 # -- tables in bfloat16 --------------------------------------------------------------------------
 
 
-def rounded_case(*options):
+def rounded_case(*options, **named):
     """A case whose table and relations are bfloat16."""
-    table, index, relation, *rest = sized(*options)
+    table, index, relation, *rest = sized(*options, **named)
     return table.bfloat16(), index, relation.bfloat16(), *rest
 
 
