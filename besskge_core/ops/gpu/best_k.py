@@ -130,7 +130,8 @@ def best_kernel(
     if DEPTH_LEVEL > 0:
         top = first + (column_of(key) - first) % BLOCK_T
         column = top[:, None] + BLOCK_T * tl.arange(0, 1 << DEPTH_LEVEL)[None, :]
-        inside = (key != -(2**63))[:, None] & (column < end)
+        # A lane without columns looks like the last lane, which then has none either.
+        inside = column < end
         x = score_at(scores, marks, column, inside, column_stride, FILTERED)
         key = best_of(key_of(x, column, inside), DEPTH_LEVEL, K)
     if WHOLE:
