@@ -1,10 +1,12 @@
-"""Sorting by small integer keys: counting sorts, linear in the number of keys.
+"""Integers as keys: those of triples, and counting sorts, linear in the number of keys.
 
 NumPy's stable argsort of 16-bit integers is a counting sort; wider keys take one such pass for
 each 16-bit digit, lowest digit first.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,3 +34,12 @@ def run_starts(sorted_keys: NDArray[np.integer]) -> NDArray[np.int64]:
     if len(sorted_keys) == 0:
         return np.empty(0, dtype=np.int64)
     return np.flatnonzero(np.concatenate([[True], sorted_keys[1:] != sorted_keys[:-1]]))
+
+
+def triple_keys(triples: NDArray[np.integer], n_entity: int, n_relation_type: int) -> NDArray[Any]:
+    """A key for each triple, (n,): equal for equal triples, and for these only."""
+    if n_entity * n_entity * max(n_relation_type, 1) < 2**63:
+        h, r, t = (triples[:, i].astype(np.int64) for i in range(3))
+        return (h * n_relation_type + r) * n_entity + t
+    packed = np.ascontiguousarray(triples, dtype=np.int32)
+    return packed.view([("h", np.int32), ("r", np.int32), ("t", np.int32)])[:, 0]

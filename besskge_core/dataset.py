@@ -22,9 +22,9 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from besskge_core import reading
+from besskge_core.counting import triple_keys
 from besskge_core.errors import ConfigError, DataError, ShapeError
-from besskge_core.reading import archives, folders, labelling, storage
-from besskge_core.reading.files import TableFile
 
 __all__ = ["KGDataset"]
 
@@ -156,8 +156,8 @@ class KGDataset:
         is_parts = isinstance(df, Mapping) and head_column not in df
         frames = dict(df) if is_parts else {"train": df}
         names = (head_column, relation_column, tail_column)
-        parts = {p: labelling.from_frame(frame, names, p) for p, frame in frames.items()}
-        fields = labelling.to_ids(parts, entity_types=entity_types, deduplicate=deduplicate)
+        parts = {p: reading.labelling.from_frame(frame, names, p) for p, frame in frames.items()}
+        fields = reading.labelling.to_ids(parts, entity_types=entity_types, deduplicate=deduplicate)
         return cls(**(fields if is_parts else _split_train(fields, split, seed)))
 
     @classmethod
@@ -191,10 +191,14 @@ class KGDataset:
         paths = dict(files) if isinstance(files, Mapping) else {"train": files}
         wanted = None if columns is None else tuple(columns)
         parts = {
-            part: labelling.from_file(TableFile(os.fspath(path), 3, wanted, delimiter))
+            part: reading.labelling.from_file(
+                reading.files.TableFile(os.fspath(path), 3, wanted, delimiter)
+            )
             for part, path in paths.items()
         }
-        fields = labelling.to_ids(parts, entity_dict, relation_dict, entity_types, deduplicate)
+        fields = reading.labelling.to_ids(
+            parts, entity_dict, relation_dict, entity_types, deduplicate
+        )
         return cls(**(fields if is_parts else _split_train(fields, split, seed)))
 
     @classmethod
@@ -206,7 +210,7 @@ class KGDataset:
             types: give IDs type by type, by the folder's file of entity types.
             options: of :meth:`from_files`, for a folder of labels.
         """
-        return cls(**folders.read_folder(os.fspath(path), types, **options))
+        return cls(**reading.folders.read_folder(os.fspath(path), types, **options))
 
     @classmethod
     def build_ogbl_biokg(cls, root: Path) -> KGDataset:
@@ -219,27 +223,27 @@ class KGDataset:
             DataError: a file is missing, damaged, or refers to an unknown ID.
             DownloadError: it cannot be had, or its counts are not the published ones.
         """
-        return cls(**archives.load("ogbl-biokg", os.fspath(root)))
+        return cls(**reading.archives.load("ogbl-biokg", os.fspath(root)))
 
     @classmethod
     def build_ogbl_wikikg2(cls, root: Path) -> KGDataset:
         """The data set ogbl-wikikg2, in ``root/ogbl_wikikg2``; as :meth:`build_ogbl_biokg`."""
-        return cls(**archives.load("ogbl-wikikg2", os.fspath(root)))
+        return cls(**reading.archives.load("ogbl-wikikg2", os.fspath(root)))
 
     @classmethod
     def build_yago310(cls, root: Path) -> KGDataset:
         """The data set YAGO3-10, in ``root/train.txt`` etc.; as :meth:`build_ogbl_biokg`."""
-        return cls(**archives.load("yago3-10", os.fspath(root)))
+        return cls(**reading.archives.load("yago3-10", os.fspath(root)))
 
     @classmethod
     def build_openbiolink(cls, root: Path) -> KGDataset:
         """OpenBioLink2020, directed and of high quality, in ``root/HQ_DIR``, with entity types."""
-        return cls(**archives.load("openbiolink", os.fspath(root)))
+        return cls(**reading.archives.load("openbiolink", os.fspath(root)))
 
     def save(self, out_file: Path) -> None:
         """Write everything to one file, which replaces an older one only when it is complete."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        storage.write(os.fspath(out_file), fields)
+        reading.storage.write(os.fspath(out_file), fields)
 
     @classmethod
     def load(cls, path: Path) -> KGDataset:
@@ -249,7 +253,7 @@ class KGDataset:
             DatasetNotFoundError: no such file.
             DataError: the file is damaged, of another make, or of a later format.
         """
-        return cls(**storage.read(os.fspath(path)))
+        return cls(**reading.storage.read(os.fspath(path)))
 
     # -- what can be asked of it -------------------------------------------------------------------
 
@@ -273,7 +277,7 @@ class KGDataset:
             entity or a relation that train lacks.
         """
         sizes = self.n_entity, self.n_relation_type
-        keys = {p: labelling.triple_keys(t, *sizes) for p, t in self.triples.items()}
+        keys = {p: triple_keys(t, *sizes) for p, t in self.triples.items()}
         counts: Dict[str, Any] = {
             "n_entity": self.n_entity,
             "n_relation_type": self.n_relation_type,

@@ -22,12 +22,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from besskge_core.all_entities import SIDES, AllEntityScorer, evaluating, marked_rows
+from besskge_core.counting import triple_keys
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange
 from besskge_core.known import KnownTriples
 from besskge_core.ops import Filter
-from besskge_core.reading.labelling import triple_keys
 from besskge_core.scoring import BaseScoreFunction
 from besskge_core.top_k import BestSoFar, TopK
 from besskge_core.vocabulary import Label, Vocabulary

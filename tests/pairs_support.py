@@ -27,12 +27,19 @@ def width_of(comparison, half):
 
 
 def value_and_gradients(fn, leaves, slopes=None):
-    """fn() and its gradients with respect to these leaves, dense."""
+    """fn() and its gradients with respect to these leaves, dense; rows that are not there are refused."""
     value = fn()
     slopes = None if slopes is None else slopes.to(value.dtype)
     grads = torch.autograd.grad(value, leaves, slopes, allow_unused=True)
-    dense = [x if x is None or not x.is_sparse else x.to_dense() for x in grads]
-    return [value.detach(), *dense]
+    return [
+        value.detach(),
+        *(x if x is None or not x.is_sparse else checked_dense(x) for x in grads),
+    ]
+
+
+def checked_dense(x):
+    entries = x._indices(), x._values()
+    return torch.sparse_coo_tensor(*entries, x.shape, check_invariants=True).to_dense()
 
 
 def leaves_of(tensors, dtype):

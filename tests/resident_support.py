@@ -85,6 +85,7 @@ CASES = {
     "moving embeddings, rigid": dict(),
     "moving scores, random": dict(mover=ScoreMovingBessKGE, rigid=False),
     "candidates of each": dict(flat=False, scheme="ht"),
+    "candidates of each, one side": dict(flat=False, scheme="h"),
     "either side": dict(scheme="either", flat=False),
     "weights": dict(weighted=True, loss=SampledSoftmaxCrossEntropyLoss(37)),
     "distances": dict(score="rotate", scheme="h"),

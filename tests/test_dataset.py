@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from besskge_core.counting import triple_keys
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import (
     ConfigError,
@@ -19,7 +20,6 @@ from besskge_core.errors import (
     DataWarning,
     ShapeError,
 )
-from besskge_core.reading.labelling import triple_keys
 
 TRAIN = [("ada", "knows", "bob"), ("bob", "knows", "ada"), ("cy", "lives_in", "rome")]
 TEST = [("cy", "knows", "dan"), ("ada", "lives_in", "rome")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import __main__ as harness
-from benchmarks.gpu import kernels
+from benchmarks.gpu import accuracy, kernels
 from benchmarks.gpu.report import name_of
 
 ROOT = Path(harness.ROOT)
@@ -71,14 +72,47 @@ def test_a_section_that_fails_loses_no_other(monkeypatch, tmp_path):
     assert report["sections"]["peers"]["found"]["rows"][0]["triples_per_second"] > 0.0
 
 
-def test_what_is_missing_is_said(monkeypatch, tmp_path):
-    there = harness.is_there
-    monkeypatch.setattr(harness, "is_there", lambda x: x not in ("pyarrow", "pytest") and there(x))
-    status, report = run_here(monkeypatch, tmp_path, "tests", "steps")
-    assert status == 0 and "steps" not in report["sections"]
+WITHOUT = """
+import importlib.util, runpy, sys
+missing = {missing}
+sys.modules.update(dict.fromkeys(missing))
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda x: None if x in missing else find_spec(x)
+sys.argv = ["gpu", *sys.argv[1:]]
+runpy.run_module("benchmarks.gpu", run_name="__main__")
+"""
+
+
+def test_torch_and_numpy_are_enough_and_what_is_missing_is_said(tmp_path):
+    missing = [*harness.OPTIONAL, "scipy", "pandas"]
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT.format(missing=missing),
+        "--rehearse",
+        "--out",
+        tmp_path,
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stdout
+    report = json.loads((tmp_path / "rehearsal.json").read_text())
+    assert list(report["sections"]) == ["tests", "roofs", *harness.SECTIONS]
+    assert failures(report["sections"]) == []
     assert report["sections"]["tests"]["found"]["summary"] == "pytest is not installed: not run"
-    words = (tmp_path / "rehearsal.md").read_text()
-    assert "pytest (the tests of the GPU)" in words and "pyarrow (section steps)" in words
+    assert [x.split(" (")[0] for x in report["missing"]] == list(harness.OPTIONAL)
+    assert "pytest (the tests of the GPU)" in (tmp_path / "rehearsal.md").read_text()
+
+
+def test_graphs_are_read_without_the_package(tmp_path):
+    parts = {"train": "b\tr\ta\nb\ts\tc\n", "valid": "c\tr\tb\n", "test": "d\ts\ta e\n"}
+    for part, lines in parts.items():
+        with lzma.open(tmp_path / f"{part}.tsv.xz", "wt", encoding="utf-8") as file:
+            file.write(lines)
+    graph = accuracy.read(tmp_path)
+    assert (graph.n_entity, graph.n_relation_type) == (5, 2)
+    assert {part: x.tolist() for part, x in graph.triples.items()} == {
+        "train": [[0, 0, 1], [0, 1, 2]], "valid": [[2, 0, 0]], "test": [[3, 1, 4]],
+    }  # fmt: skip
 
 
 def test_a_rehearsal_never_goes_among_the_results(monkeypatch, capsys):

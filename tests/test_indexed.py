@@ -24,6 +24,7 @@ from torch.testing import assert_close
 
 from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.ops import indexed, plan_rows
+from besskge_core.ops.rows import plan_rows_padded
 
 module = sys.modules["besskge_core.ops.indexed"]
 reference = module.reference
@@ -130,6 +131,15 @@ def test_a_plan_is_used_or_made(comparison="modulus"):
 
 def without_plan(*arguments, plan):
     return indexed(*arguments)
+
+
+@native
+def test_a_plan_may_be_padded(comparison):
+    for shape in [(5, 7, 2, 4, 6), (0, 7, 2, 4, 6)]:
+        given = case(comparison, *shape)
+        plan = plan_rows_padded(given[2].view(-1), 8)
+        found = found_by(indexed, comparison, *given, plan=plan)
+        assert same_bits(found, found_by(indexed, comparison, *given))
 
 
 @native

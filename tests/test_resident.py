@@ -7,13 +7,16 @@ only a GPU can show is in `test_resident_runs`.
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
+from pairs_support import native
 from resident_support import CASES, Case, poison, resident, same_bits
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from besskge_core.bess import fused
 from besskge_core.bess.resident_filter import ResidentFilter
 from besskge_core.errors import NonFiniteLossError
 from besskge_core.negative_sampler import TripleBasedShardedNegativeSampler
@@ -22,6 +25,8 @@ from besskge_core.philox import Position
 from besskge_core.runtime import LocalRuntime, ResidentRuntime
 from besskge_core.runtime import resident as module
 from besskge_core.runtime import window as window_module
+
+sampled_loss = sys.modules["besskge_core.ops.sampled_loss"]
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
@@ -59,10 +64,11 @@ class Watched(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.copied, self.shapes = [], []
+        self.copied, self.shapes, self.called = [], [], set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function._schema.name.split("::")[-1]
+        self.called.add(name)
         out = function(*args, **(kwargs or {}))
         made = out.device if isinstance(out, torch.Tensor) else None
         read = [x.device for x in args if isinstance(x, torch.Tensor) and made is not None]
@@ -73,13 +79,15 @@ class Watched(TorchDispatchMode):
         return out
 
 
-@pytest.mark.skipif(
+without_contents = pytest.mark.skipif(
     not hasattr(torch.library, "register_fake"),
     reason="this torch computes too little without contents",
 )
-@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_nothing_waits_for_the_device_and_shapes_are_static(graph, options):
-    case = Case(graph, **options)
+
+
+def check_static(case):
+    """Steps copy nothing from another device, and compute the same shapes in each epoch; the names
+    of the operations of one."""
     runtime = ResidentRuntime(case.model, "meta")
     step = runtime.training_step(case.optimizer)
     step(next(iter(runtime.dataloader(case.sampler, 0))))  # which makes the state
@@ -92,6 +100,22 @@ def test_nothing_waits_for_the_device_and_shapes_are_static(graph, options):
         shapes.append(watched.shapes)
     of_epoch = shapes[1][: -len(shapes[0])]  # a shuffle, and the window
     assert shapes[1] == of_epoch + shapes[0] and min(len(of_epoch), len(shapes[0])) > 50
+    return watched.called
+
+
+@without_contents
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_nothing_waits_for_the_device_and_shapes_are_static(graph, options):
+    check_static(Case(graph, **options))
+
+
+@without_contents
+@native
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_loss_in_one_operation_waits_for_nobody_either(graph, flat, monkeypatch):
+    for holder in (fused, sampled_loss):
+        monkeypatch.setattr(holder, "serves", lambda table: True)
+    assert "sampled_loss" in check_static(Case(graph, flat=flat))
 
 
 def test_the_watch_sees_what_waits():

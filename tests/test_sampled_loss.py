@@ -23,6 +23,7 @@ from torch.testing import assert_close
 
 from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.ops import LossRule, Pairing, plan_rows, sampled_loss
+from besskge_core.ops.rows import plan_rows_padded
 from besskge_core.ops.sampled_loss import MOVES
 from besskge_core.optim import SGD
 
@@ -198,17 +199,26 @@ def test_gradients_of_gradients_are_refused_not_wrong(layout):
 def test_a_plan_is_used_or_made():
     given, pairing = case(layout=(True, 1)), Pairing(11, True, False, "scaling", "dot")
     made = found_by(sampled_loss, given, pairing, RULES[0])
-    plan = plan_rows(given[1][0], 60)
-    assert same_bits(found_by(sampled_loss, given, pairing, RULES[0], plan=plan), made)
+    for make in (plan_rows, plan_rows_padded):
+        plan = make(given[1][0], 60)
+        assert same_bits(found_by(sampled_loss, given, pairing, RULES[0], plan=plan), made)
 
 
+def test_a_padded_plan_may_be_of_no_look_ups():
+    given, pairing = case(0, 3, (True, 1)), Pairing(3, True, False, "scaling", "dot")
+    plan = plan_rows_padded(given[1][0], 60)
+    found = found_by(sampled_loss, given, pairing, RULES[0], plan=plan)
+    assert not any(x.any() for x in found)
+
+
+@pytest.mark.parametrize("make", [plan_rows, plan_rows_padded])
 @pytest.mark.parametrize("n_distinct", [8, 5])
-def test_a_planned_update_finds_the_rows_of_the_gradient(n_distinct):
+def test_a_planned_update_finds_the_rows_of_the_gradient(n_distinct, make):
     given = case(2, 2, (True, 1), width=6, n_host=1)
     index = torch.tensor([[9, 3, 7, 1, 20, 5, 28, 2]])
     index[:, n_distinct:] = 9
     table = nn.Parameter(given[0].detach().clone())
-    before, plan = table.detach().clone(), plan_rows(index[0], table.shape[1])
+    before, plan = table.detach().clone(), make(index[0], table.shape[1])
     sampled_loss(table, index, *given[2:4], Pairing(2, True, False, "scaling", "dot"), RULES[0],
                  plan=plan).backward()  # fmt: skip
     SGD([table], lr=1.0).step(plans={table: plan})

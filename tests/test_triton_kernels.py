@@ -136,7 +136,7 @@ def samples():
     generator = torch.Generator().manual_seed(0)
     table, index, relation, relation_id, weight = case(n_host=1)
     q, e, scores = rows(7, 6), rows(9, 6, 1), rows(7, 9, 2)
-    lookups = torch.tensor([3, 1, 3])
+    lookups, listed = torch.tensor([3, 1, 3]), torch.arange(21).view(7, 3) % 9
     logits = make_logits(7, 9, 3, generator)
     places, slope = (None, logits.row, logits.column), make_slope(7, 3, torch.zeros(7), generator)
     loss = Pairing(11, False, True, "translation", "l1"), RULES[3]
@@ -144,6 +144,8 @@ def samples():
     return {
         "best_k": (scores, torch.tensor([0, 3, 3, 3, 3, 3, 3, 3]), lookups, 4, 0),
         "gather": (table, index[:, :3]),
+        "indexed": (q, e, listed, "l1"),
+        "indexed_backward": (rows(7, 3), rows(7, 3), q, e, listed, "l2", *plan_rows(listed.flatten(), 9)),
         "pairwise": (q, e, "l1", None),
         "pairwise_backward": (scores, scores, q, e, "l2", rows(7, 6, 3)),
         "rank_counts": (scores, torch.zeros(7), torch.arange(7), torch.zeros(8).long(), lookups[:0], 0),

@@ -86,10 +86,10 @@ def test_the_best_are_those_of_sorting(case, dtype, n_level, generator):
 
 
 @pytest.mark.parametrize("n_level", [1, 10**6])
-@pytest.mark.parametrize("n_block, n_deep", [(32, 16), (8, 2), (64, 1)])
-def test_deep_lanes_and_parts_change_nothing(n_block, n_deep, n_level, generator, monkeypatch):
+@pytest.mark.parametrize("n_block, n_again", [(32, 128), (8, 16), (64, 1)])
+def test_deep_lanes_and_parts_change_nothing(n_block, n_again, n_level, generator, monkeypatch):
     monkeypatch.setattr(best_module, "BLOCK_T", n_block)
-    monkeypatch.setattr(best_module, "DEPTH", n_deep)
+    monkeypatch.setattr(best_module, "AGAIN", n_again)
     for case in ((2, 150, 50, 5), (1, 200, 190, 8), (3, 33, 0, 7)):
         check_chosen(*best_sample(case, torch.float32, generator, n_level))
 

@@ -9,6 +9,7 @@ from sampled_loss_support import RULES
 
 from besskge_core.ops.gpu.best_k import best_k
 from besskge_core.ops.gpu.gather import gather
+from besskge_core.ops.gpu.indexed import indexed, indexed_backward
 from besskge_core.ops.gpu.pairwise import pairwise, pairwise_backward
 from besskge_core.ops.gpu.rank_counts import rank_counts
 from besskge_core.ops.gpu.sampled_loss import sampled_loss
@@ -43,7 +44,7 @@ def captured_update(rule, width=100, n_row=2_500_604, n_value=50_000):
     state = [meta(n_row, width)] * 2
     update_rows(
         meta(n_row, width), state, meta(n_value, width),
-        (integers(n_value + 1), integers(n_value + 1), integers(n_value)),
+        padded_plan(n_value),
         Rule(rule, meta((), dtype=torch.float64), 0.1, 0.9, 0.99, 1e-8), integers(), None, 0,
     )  # fmt: skip
 
@@ -54,6 +55,27 @@ def pairs(comparison, weighted=False, n_query=2048, n_candidate=640, width=100):
     weight, scores = meta(n_query, width) if weighted else None, meta(n_query, n_candidate)
     pairwise(q, e, comparison, weight)
     pairwise_backward(scores, scores, q, e, comparison, weight)
+
+
+def padded_plan(n_value):
+    return integers(n_value + 1), integers(n_value + 1), integers(n_value)
+
+
+def lists(comparison, width, n_query=2048, n_each=64):
+    """Scores of queries with rows of their own, and gradients."""
+    q, table, index = meta(n_query, width), meta(2_500_604, width), integers(n_query, n_each)
+    scores, plan = indexed(q, table, index, comparison), padded_plan(n_query * n_each)
+    indexed_backward(scores, scores, q, table, index, comparison, *plan)
+
+
+def loss_of_lists(rule, comparison, width, dtype, n_positive=8192, n_candidate=64):
+    """Loss and gradients of a step whose positives have candidates of their own."""
+    table, relation = meta(2_500_604, width, dtype=dtype), meta(535, width, dtype=dtype)
+    n_read = n_positive * (2 + n_candidate)
+    sampled_loss(
+        table, integers(n_read), relation, integers(n_positive), None, n_candidate, True, True,
+        "scaling", comparison, *rule[:3], rule[3:9], rule.scale, True, *padded_plan(n_read),
+    )  # fmt: skip
 
 
 def loss(rule, comparison, move, width, dtype=torch.float32, n_positive=2048, n_candidate=640):
@@ -88,9 +110,18 @@ def softmax(dtype, margin, excludes=True, n_query=1000, n_column=14_541):
     softmax_gradient(scores, *places, *slope, margin, 1.0)
 
 
+def on_tensor_cores(launch):
+    """With float32 rounded for them."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        launch()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def all_products(dtype, width, n_row, add, excludes, n_query=1000):
     """Cross-entropy of inner products with all entities."""
-    torch.backends.cuda.matmul.allow_tf32 = True
     query, rows = meta(n_query, width), meta(n_row, width)
     excluded = integers(n_row, dtype=torch.bool) if excludes else None
     places = excluded, integers(n_query), integers(n_query)
@@ -122,7 +153,8 @@ for _dtype in (torch.float32, torch.bfloat16):
 for _dtype in (torch.float32, torch.bfloat16):
     for _width, _n_row in ((100, 2_500_604), (256, 40_943), (2000, 14_541)):
         CASES[f"products {_dtype} {_width}"] = functools.partial(
-            all_products, _dtype, _width, _n_row, _width == 100, _width == 256
+            on_tensor_cores,
+            functools.partial(all_products, _dtype, _width, _n_row, _width == 100, _width == 256),
         )
 for _i, _rule in enumerate(RULES):
     _move, _comparison = MOVES[_i % len(MOVES)], COMPARISONS[_i % len(COMPARISONS)]
@@ -133,6 +165,20 @@ for _comparison in COMPARISONS:
     for _width in (100, 2000):
         CASES[f"loss of bfloat16, {_comparison} {_width}"] = functools.partial(
             loss, RULES[3], _comparison, "complex_scaling", _width, torch.bfloat16
+        )
+for _comparison in ("dot", "l2"):
+    for _rule in (RULES[3], RULES[8], RULES[12]):
+        CASES[f"loss of narrow bfloat16, {_comparison}, {_rule.kind}"] = functools.partial(
+            loss, _rule, _comparison, "scaling", 256, torch.bfloat16, 8192, 8192
+        )
+CASES["loss of narrow rows on tensor cores"] = functools.partial(
+    on_tensor_cores, functools.partial(loss, RULES[3], "dot", "scaling", 100)
+)
+for _comparison in COMPARISONS:
+    CASES[f"lists {_comparison}"] = functools.partial(lists, _comparison, 100)
+    for _dtype, _width in ((torch.bfloat16, 256), (torch.float32, 2000)):
+        CASES[f"loss of lists of {_dtype}, {_comparison}"] = functools.partial(
+            loss_of_lists, RULES[3], _comparison, _width, _dtype
         )
 for _comparison in COMPARISONS[1:]:
     CASES[f"pairs {_comparison}"] = functools.partial(pairs, _comparison)

@@ -27,15 +27,27 @@ def _count_with_new_numpy(tensor, scope):
 
 interpreter._patch_lang_tensor = _count_with_new_numpy
 
-_run_grid = interpreter.GridExecutor.__call__
+_run_grid, _call = interpreter.GridExecutor.__call__, interpreter.InterpretedFunction.__call__
+_ready = set()
+
+
+def _call_within_kernel(self, *arguments, **options):
+    # Triton 3.6 makes its language ready for each call, most of whose time that is; here for the
+    # first one of a module in a launch.
+    if self.fn.__module__ in _ready:
+        return self.rewrite()(*arguments, **options)
+    _ready.add(self.fn.__module__)
+    return _call(self, *arguments, **options)
 
 
 def _run_without_warnings(self, *arguments, **options):
+    _ready.clear()
     with np.errstate(all="ignore"):  # a GPU tells nobody of an overflow
         return _run_grid(self, *arguments, **options)
 
 
 interpreter.GridExecutor.__call__ = _run_without_warnings
+interpreter.InterpretedFunction.__call__ = _call_within_kernel
 
 _create_dot = interpreter.InterpreterBuilder.create_dot
 

@@ -23,13 +23,8 @@ RESULTS, REHEARSED = "benchmarks/results", "build/gpu-rehearsal"
 #: Seconds of a run, and of them at most for the tests.
 BUDGET, TEST_BUDGET = 520.0, 170.0
 
-#: Sections, and the modules that they need besides torch and numpy.
-SECTIONS: Dict[str, List[str]] = {
-    "kernels": [],
-    "steps": ["pyarrow"],
-    "accuracy": ["pyarrow"],
-    "peers": ["pyarrow"],
-}
+#: Of the operations and of training, after the tests.
+SECTIONS = ("kernels", "steps", "accuracy", "peers")
 
 #: What else is used where it is there, and what for.
 OPTIONAL = {
@@ -41,6 +36,7 @@ OPTIONAL = {
     "safetensors": "the tests of the GPU",
     "yaml": "the tests of the GPU",
     "click": "the tests of the GPU",
+    "pyarrow": "the tests of the GPU",
 }
 
 
@@ -86,11 +82,7 @@ class Run:
         self.bench = measure.Bench(device, options.rehearse, self.began + options.budget)
         name = "rehearsal" if options.rehearse else torch.cuda.get_device_name(0)
         self.file = "rehearsal" if options.rehearse else report.name_of(name)
-        self.lacking = {
-            section: [x for x in needed if not is_there(x)] for section, needed in SECTIONS.items()
-        }
         missing = [f"{x} ({why})" for x, why in OPTIONAL.items() if not is_there(x)]
-        missing += [f"{', '.join(x)} (section {name})" for name, x in self.lacking.items() if x]
         self.report: Dict[str, Any] = {
             "device": name, "rehearsal": options.rehearse, "versions": versions(torch),
             "missing": missing, "sections": {}, "seconds": 0.0,
@@ -98,7 +90,7 @@ class Run:
         self._in_words: Dict[str, Callable[..., List[str]]] = {}
 
     def sections(self) -> None:
-        """All that were asked for and whose modules are there."""
+        """All that were asked for."""
         from benchmarks.gpu import kernels, measure
 
         wanted, bench = self.options.sections, self.bench
@@ -114,7 +106,7 @@ class Run:
             )
         self._section("roofs", "The machine", measure_roofs, kernels.roofs_as_markdown)
         for name in SECTIONS:
-            if name in wanted and not self.lacking[name]:
+            if name in wanted:
                 module = importlib.import_module(f"benchmarks.gpu.{name}")
                 act = functools.partial(module.measure, bench, roofs)
                 self._section(name, module.TITLE, act, module.as_markdown)
@@ -139,7 +131,7 @@ class Run:
     def _section(
         self, name: str, title: str, act: Callable[[], Any], words: Callable[..., List[str]]
     ) -> None:
-        from benchmarks.gpu import report
+        from benchmarks.gpu import measure, report
 
         started = time.monotonic()
         print(f"{name}: {self.bench.left():.0f} s are left", flush=True)
@@ -147,8 +139,7 @@ class Run:
         try:
             entry["found"] = act()
         except Exception as error:  # which must not lose the other sections
-            line = str(error).strip().split("\n")[0]
-            entry["error"] = f"{type(error).__name__}: {line}"
+            entry["error"] = measure.in_a_line(error)
             print(f"{name} failed: {entry['error']}", flush=True)
         now = time.monotonic()
         entry["seconds"] = round(now - started, 1)

@@ -20,7 +20,7 @@ GOAL_ROWS, GOAL_GEMM, GOAL_L1 = "70 % of a copy", "40 % of bf16 GEMM", "1.5 T pa
 
 def measure(bench: Bench, roofs: Dict[str, float]) -> Dict[str, Any]:
     rows: List[Row] = []
-    for part in (_moves, _updates, _pairs, _losses, _all_entities, _drawing):
+    for part in (_moves, _updates, _pairs, _losses, _lists, _all_entities, _drawing):
         rows += part(bench, roofs)
     return {"rows": rows}
 
@@ -126,18 +126,23 @@ def _pairs(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
 
 
 def _losses(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
-    n, width, rows = bench.size(8192, 24), bench.size(512, 16), []
+    n, rows = bench.size(8192, 24), []
+    wide, narrow = bench.size(512, 300), bench.size(256, 16)  # scores are stored, or made again
     rules = {
         "log-sigmoid, self-adversarial": ops.LossRule("pointwise", "softplus", True, 1.0, 1.0),
         "softmax": ops.LossRule("softmax"),
     }
     single, half = torch.float32, torch.bfloat16
-    for comparison, dtype in (("dot", half), ("dot", single), ("l2", single), ("l1", single)):
+    for comparison, width, dtype in (
+        ("dot", wide, half), ("dot", narrow, half), ("dot", wide, single), ("l2", wide, half),
+        ("l2", narrow, half), ("l2", wide, single), ("l1", wide, single),
+    ):  # fmt: skip
         for loss, rule in rules.items():
 
             def make(
-                comparison: str = comparison, dtype: torch.dtype = dtype, rule: Any = rule
-            ) -> Callable[[], object]:
+                comparison: str = comparison, width: int = width, dtype: torch.dtype = dtype,
+                rule: Any = rule,
+            ) -> Callable[[], object]:  # fmt: skip
                 n_row = 4 * n
                 leaves = _leaves(bench, (1, n_row, width), (16, width))
                 entities, relations = (x.detach().to(dtype).requires_grad_() for x in leaves)
@@ -158,6 +163,36 @@ def _losses(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
                 amount = 6.0 * n * n * width
                 row = measured(bench, name, make, amount, "FLOP", roofs["bf16"], GOAL_GEMM)
             rows.append(row)
+    return rows
+
+
+def _lists(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
+    """The loss of candidates that each positive has of its own."""
+    n, n_each, width, rows = bench.size(8192, 24), bench.size(64, 4), bench.size(256, 16), []
+    n_row, n_look_up = _sizes(bench)[0], n * (2 + n_each)
+    for comparison in ("l1", "dot"):
+
+        def make(comparison: str = comparison) -> Callable[[], object]:
+            entities, relations = _leaves(bench, (1, n_row, width), (16, width))
+            index = _look_ups(bench, n_row, n_look_up)
+            plan = plan_rows_padded(index, n_row)
+            ids = torch.zeros(1, n, dtype=torch.int64, device=bench.device)
+            pairing = ops.Pairing(n_each, True, False, "scaling", comparison)
+            rule = ops.LossRule("pointwise", "softplus", True, 1.0, 1.0)
+
+            def run() -> None:
+                value = ops.sampled_loss(
+                    entities, index.unsqueeze(0), relations, ids, pairing, rule, None, plan
+                )
+                torch.autograd.grad(value, (entities, relations))
+
+            return run
+
+        # Candidates are read for scores, and for gradients of queries; gradients of rows are written,
+        # and scaled in place.
+        n_byte = 2 * n * n_each * (4 * width + 8) + 3 * 4 * width * n_look_up
+        name = f"{comparison} of candidates of each, {n} x {n_each} x {width}, with gradients"
+        rows.append(measured(bench, name, make, n_byte, "B", roofs["copy"]))
     return rows
 
 

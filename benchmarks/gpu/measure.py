@@ -41,6 +41,11 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def free(self) -> None:
+        """Give back what was measured."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def seconds(self, function: Callable[[], object], budget: float = 0.5) -> float:
         """Of a call, the median of some groups of calls, by the clock of the device."""
         for _ in range(N_WARM_UP):
@@ -116,14 +121,19 @@ def measured(
     try:
         row["seconds"] = bench.seconds(make())
     except Exception as error:  # a kernel that fails must not hide the others
-        row["error"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+        row["error"] = in_a_line(error)
         return row
     finally:
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
+        bench.free()
     row["rate"] = amount / row["seconds"]
     row["share"] = None if roof is None else row["rate"] / roof
     return row
+
+
+def in_a_line(error: Exception) -> str:
+    """What went wrong, for a table."""
+    text = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {text[0][:200]}"
 
 
 def prefixed(x: float) -> str:

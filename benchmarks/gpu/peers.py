@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.accuracy import FB15K_237, stored
-from benchmarks.gpu.measure import Bench
+from benchmarks.gpu.accuracy import FB15K_237, split, stored
+from benchmarks.gpu.measure import Bench, in_a_line
 from benchmarks.gpu.steps import Setting, generated, partitioned, parts
 from besskge_core.dataset import KGDataset
 from besskge_core.evaluation import rank_triples
@@ -30,7 +30,7 @@ def measure(bench: Bench, roofs: Dict[str, float]) -> Dict[str, Any]:
     name = "FB15k-237"
     if graph is None:
         name = "a generated graph of FB15k-237's shape"
-        graph = generated((60, 4, 600) if bench.rehearsal else FB15K_237)
+        graph = split((60, 4, 600)) if bench.rehearsal else generated(FB15K_237)
     dim, batch, seconds = bench.size(256, 8), bench.size(8192, 32), bench.size(15, 0)
     rows = [_row("besskge_core", bench, graph, batch, seconds, _ours(bench, graph, dim, batch))]
     for peer, make in (("torch_geometric", _pyg), ("pykeen", _pykeen)):
@@ -41,7 +41,7 @@ def measure(bench: Bench, roofs: Dict[str, float]) -> Dict[str, Any]:
             made = make(bench, graph, dim, batch)
             rows.append(_row(peer, bench, graph, batch, seconds, made))
         except Exception as error:  # a peer that fails must not hide the others
-            rows.append({"name": peer, "error": f"{type(error).__name__}: {str(error)[:200]}"})
+            rows.append({"name": peer, "error": in_a_line(error)})
     own = rows[0]["triples_per_second"]
     for row in rows:
         if "triples_per_second" in row:

@@ -8,7 +8,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.gpu.measure import Bench
+from benchmarks.gpu.measure import Bench, in_a_line
 from besskge_core.batch_sampler import RigidShardedBatchSampler
 from besskge_core.bess import EmbeddingMovingBessKGE
 from besskge_core.dataset import KGDataset
@@ -145,11 +145,9 @@ def _row(
         made = parts(bench, triples, graph.n_relation_type, setting)
         return {"name": name, **timed(bench, *made, bench.size(4, 0))}
     except Exception as error:  # a setting that fails must not hide the others
-        line = str(error).strip().splitlines()[0][:200]
-        return {"name": name, "error": f"{type(error).__name__}: {line}"}
+        return {"name": name, "error": in_a_line(error)}
     finally:
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
+        bench.free()
 
 
 def as_markdown(found: Dict[str, Any]) -> List[str]:

@@ -60,7 +60,7 @@ def fused(module: BessKGE, batch: MicroBatch) -> Optional[Fused]:
         and type(module.exchange) is LocalExchange
         and batch.negative_mask is None
         and batch.hub is None
-        and serves(module.entity_embedding, not module._shares_candidates)
+        and serves(module.entity_embedding)
     ):
         return None
     form = native_form(module.score_fn)

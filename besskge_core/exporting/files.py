@@ -26,7 +26,7 @@ def refuse_to_overwrite(paths: Iterable[Path], overwrite: bool) -> None:
 
 
 @contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def unfinished(path: Path) -> Iterator[Path]:
     """Where to write what `path` is to be when it is complete; after a failure nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")

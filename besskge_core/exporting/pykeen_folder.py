@@ -27,7 +27,7 @@ from besskge_core.dataset import KGDataset
 from besskge_core.embedding.layout import Layout
 from besskge_core.errors import ConfigError
 from besskge_core.exporting import pykeen_loader
-from besskge_core.exporting.files import beside, refuse_to_overwrite, write_table
+from besskge_core.exporting.files import refuse_to_overwrite, unfinished, write_table
 from besskge_core.exporting.pykeen_forms import PykeenForm, pykeen_form
 from besskge_core.exporting.tensor_file import Kind, TensorFile
 from besskge_core.exporting.weights import StoredWeights
@@ -67,7 +67,7 @@ def export_pykeen(
     form = pykeen_form(weights.config.model.score_function.lower(), formula)
     width = sum(formula.widths(formula.entity_parts))
     dataset = weights.dataset()
-    with beside(out) as partial, torch.no_grad():
+    with unfinished(out) as partial, torch.no_grad():
         partial.mkdir()
         _write_weights(weights, form, width, partial)
         _write_triples(dataset, labels, partial / "training_triples")

@@ -25,7 +25,12 @@ from torch import Tensor
 
 from besskge_core.dataset import KGDataset
 from besskge_core.errors import CheckpointError, DatasetNotFoundError
-from besskge_core.exporting.files import beside, read_table, refuse_to_overwrite, write_table
+from besskge_core.exporting.files import (
+    read_table,
+    refuse_to_overwrite,
+    unfinished,
+    write_table,
+)
 from besskge_core.exporting.tensor_file import TensorFile
 from besskge_core.exporting.weights import FORMULA, StoredWeights, load_formula
 from besskge_core.scoring import FormulaScoreFunction
@@ -64,10 +69,10 @@ def export_safetensors(
     refuse_to_overwrite([out, *tables.values()], overwrite)
     weights = StoredWeights.of(Path(run), checkpoint)
     vocabularies = _vocabularies(weights.dataset()) if labels else {}
-    with beside(out) as partial:
+    with unfinished(out) as partial:
         _write_weights(weights, partial, _metadata(weights, labels))
     for kind, path in tables.items():
-        with beside(path) as partial:
+        with unfinished(path) as partial:
             _write_labels(vocabularies[kind], partial)
 
 

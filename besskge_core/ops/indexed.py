@@ -17,7 +17,7 @@ from besskge_core.errors import ConfigError
 from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
 from besskge_core.ops.pairwise import COMPARISONS, compared
-from besskge_core.ops.rows import RowPlan, plan_rows, sparse_gradient
+from besskge_core.ops.rows import RowPlan, plan_rows, rows_of_sums, sparse_gradient
 from besskge_core.ops.tracing import as_index
 from besskge_core.shapes import match_shapes
 
@@ -36,8 +36,8 @@ def indexed(
         plan: of `index`, laid end to end; made here where it is needed and missing.
 
     Returns:
-        (B, N). Native in float32 on a CPU. The gradient of `table` is then sparse, one entry for
-        each distinct row.
+        (B, N). Native in float32. The gradient of `table` is then sparse, one entry for each row of
+        the plan.
 
     Raises:
         ShapeError: on other shapes.
@@ -74,7 +74,8 @@ class _Indexed(torch.autograd.Function):
         dq, rows = torch.ops.besskge.indexed_backward(
             grad, scores, q, table.flatten(end_dim=1), index, ctx.comparison, *ctx.plan
         )
-        of_table = sparse_gradient(ctx.plan.unique_rows, rows, table.shape)
+        entries = rows_of_sums(ctx.plan, table.shape[:2].numel())
+        of_table = sparse_gradient(entries, rows, table.shape)
         return dq, of_table, None, None, None
 
 

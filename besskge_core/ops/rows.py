@@ -101,6 +101,18 @@ def plan_rows_padded(rows: Tensor, n_row: int) -> RowPlan:
     return RowPlan(padded.gather(-1, offsets), offsets, order)
 
 
+def rows_of_sums(plan: RowPlan, n_row: int) -> Tensor:
+    """int64 (U,): rows of the sums by a plan, all of them rows of the tables.
+
+    Padding names the first one again, whose sum is therefore to be 0; without look-ups it names the
+    last row there is.
+    """
+    unique = plan.unique_rows
+    if len(unique) <= len(plan.order):
+        return unique
+    return torch.where(unique < n_row, unique, unique[:1].clamp(max=n_row - 1))
+
+
 @register_fake("plan_rows")
 def _(rows: Tensor, n_row: int) -> Tuple[Tensor, Tensor, Tensor]:
     n_unique = torch.library.get_ctx().new_dynamic_size()

@@ -24,7 +24,7 @@ from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.ops import native
 from besskge_core.ops.native import register_fake
 from besskge_core.ops.pairwise import compared
-from besskge_core.ops.rows import RowPlan, plan_rows, sparse_gradient
+from besskge_core.ops.rows import RowPlan, plan_rows, rows_of_sums, sparse_gradient
 from besskge_core.shapes import match_shapes
 
 #: What a relation r makes of the known entity x: x + r; x r; x r over the complex numbers, real
@@ -79,15 +79,15 @@ class Pairing(NamedTuple):
     comparison: str
 
 
-def serves(table: Tensor, per_triple: bool) -> bool:
-    """Whether the loss is native for this table and such candidates.
+def serves(table: Tensor) -> bool:
+    """Whether the loss is native for this table; on a GPU it may be in bfloat16."""
+    dtypes = (torch.float32, torch.bfloat16) if table.is_cuda else (torch.float32,)
+    return native.serves("sampled_loss", table, *dtypes)
 
-    On a GPU candidates are shared, and tables may be in bfloat16.
-    """
-    if table.is_cuda:
-        dtypes = torch.float32, torch.bfloat16
-        return not per_triple and native.serves("sampled_loss", table, *dtypes)
-    return native.serves("sampled_loss", table, torch.float32)
+
+def rounds_queries(comparison: str, per_triple: bool) -> bool:
+    """Whether queries are rounded as the table is, for matrix products, or as these would be."""
+    return comparison == "dot" or (comparison == "l2" and not per_triple)
 
 
 def sampled_loss(
@@ -104,8 +104,9 @@ def sampled_loss(
 
     Args:
         table: (L, E, D), floating; rows are numbered from the first table's first to the last's
-            last. Half precision is computed in float32; but its inner products are of queries, and
-            gradients through them may be of slopes, that are rounded as the table is.
+            last. Half precision is computed in float32; but its inner products, and L2 distances
+            of shared candidates, which may be made of them, are of queries, and gradients through
+            them may be of slopes, that are rounded as the table is.
         index: integer (G, K), the rows that each group reads.
         relation: (M, D).
         relation_id: integer (G, B).
@@ -116,8 +117,8 @@ def sampled_loss(
 
     Returns:
         (), float32 or float64. The gradient of `table` is sparse: one entry for each row that is
-        read, in order; or with candidates of each triple, one for each distinct row, where there
-        are fewer of these. Gradients have the dtype of what they are of.
+        read, in order; or with candidates of each triple, one for each row of the plan, where these
+        are not as many. Gradients have the dtype of what they are of.
 
     Raises:
         ShapeError: rows, relations or weights that do not fit together.
@@ -138,7 +139,7 @@ def sampled_loss(
         )
     if pairing.per_triple and n_group != 1:
         raise ConfigError(f"candidates of each triple are one group, got {n_group}")
-    if not serves(table, pairing.per_triple):
+    if not serves(table):
         return reference(table, index, relation, relation_id, pairing, rule, weight)
     wanted = torch.is_grad_enabled() and (table.requires_grad or relation.requires_grad)
     if not (wanted and pairing.per_triple):
@@ -177,7 +178,7 @@ class _SampledLoss(torch.autograd.Function):
             of_rows = torch.cat(parts)
         entries = index.reshape(-1)
         if plan is not None and len(plan.unique_rows) != len(plan.order):
-            entries = plan.unique_rows
+            entries = rows_of_sums(plan, len(flat))
         elif plan is not None and wanted:
             # As many distinct rows as look-ups: who updates would take them for look-ups.
             of_rows = torch.empty_like(of_rows).index_copy_(0, plan.order, of_rows)
@@ -217,7 +218,7 @@ def reference(
         head, tail, candidate = rows[:n], rows[n : 2 * n], rows[2 * n :]
         known, answer = (tail, head) if pairing.heads else (head, tail)
         query = _moved(known, relation[ids.long()], pairing.move, pairing.heads)
-        if pairing.comparison == "dot" and table.dtype != wide:
+        if rounds_queries(pairing.comparison, pairing.per_triple) and table.dtype != wide:
             query = query + (query.to(table.dtype).to(wide) - query).detach()
         lists = (
             candidate.view(n, pairing.n_candidate, rows.shape[-1])

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from besskge_core.counting import triple_keys
 from besskge_core.errors import ConfigError, DataError, DataWarning
 from besskge_core.reading.files import TableFile, as_strings, encode, locate, read_strings
 
-__all__ = ["LabelledTriples", "first_rows", "from_file", "from_frame", "to_ids", "triple_keys"]
+__all__ = ["LabelledTriples", "first_rows", "from_file", "from_frame", "to_ids"]
 
 
 class LabelledTriples(NamedTuple):
@@ -95,15 +96,6 @@ def to_ids(
         "relation_dict": relation_labels,
         "type_offsets": type_offsets,
     }
-
-
-def triple_keys(triples: NDArray[np.integer], n_entity: int, n_relation_type: int) -> NDArray[Any]:
-    """A key for each triple, (n,): equal for equal triples, and for these only."""
-    if n_entity * n_entity * max(n_relation_type, 1) < 2**63:
-        h, r, t = (triples[:, i].astype(np.int64) for i in range(3))
-        return (h * n_relation_type + r) * n_entity + t
-    packed = np.ascontiguousarray(triples, dtype=np.int32)
-    return packed.view([("h", np.int32), ("r", np.int32), ("t", np.int32)])[:, 0]
 
 
 def _order_by_type(

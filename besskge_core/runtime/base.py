@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import (
     Callable,
     Dict,
+    Iterable,
     Iterator,
     List,
     Mapping,
@@ -252,9 +253,7 @@ class Runtime:
         decays = any(group.get("weight_decay") for group in optimizer.param_groups)
         takes_sparse = isinstance(optimizer, TAKE_SPARSE) and not decays
         if not (takes_sparse or isinstance(optimizer, RowOptimizer)):
-            for parameter in self.model.parameters():
-                if parameter.grad is not None and parameter.grad.is_sparse:
-                    parameter.grad = parameter.grad.to_dense()
+            make_dense(self.model.parameters())
         before_update()
         if isinstance(optimizer, RowOptimizer):
             optimizer.step(plans=None if plan is None else {self.model.entity_embedding: plan})
@@ -285,6 +284,13 @@ class Runtime:
         if grad is None or not grad.is_sparse or lags:
             return None
         return sparse_rows(grad) if plan is None else plan.unique_rows
+
+
+def make_dense(parameters: Iterable[Tensor]) -> None:
+    """Replace sparse gradients by dense ones."""
+    for parameter in parameters:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.to_dense()
 
 
 def stack_outputs(outputs: List[Dict[str, Tensor]]) -> Dict[str, Tensor]:

@@ -9,7 +9,7 @@ process group of its own while the step before is computed.
 from __future__ import annotations
 
 import copy
-from typing import List, Optional, Sequence
+from typing import Optional, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from besskge_core.batch_sampler import Batch, ShardedBatchSampler
 from besskge_core.embedding import EmbeddingRegularizer, FunctionRegularizer
 from besskge_core.errors import ConfigError
 from besskge_core.philox import Position
-from besskge_core.runtime.base import Model, Runtime
+from besskge_core.runtime.base import Model, Runtime, make_dense
 from besskge_core.runtime.ipu import IPUSettings, make_ipu_runtime
 from besskge_core.runtime.ranks import Ranks, join
 from besskge_core.runtime.resident import runtime_alone
@@ -97,13 +97,9 @@ class DistributedRuntime(Runtime):
         return sampler.hosted_batch(position, self._planner.exchange, shuffle)
 
     def _reduce(self, loss: Tensor) -> Tensor:
-        grads: List[Tensor] = []
-        for parameter in self.model.parameters():
-            if parameter is self.model.entity_embedding or parameter.grad is None:
-                continue
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.to_dense()
-            grads.append(parameter.grad)
+        shared = [x for x in self.model.parameters() if x is not self.model.entity_embedding]
+        make_dense(shared)
+        grads = [x.grad for x in shared if x.grad is not None]
         means = [loss, *self._norms]
         parts = [x / self.ranks.n_rank for x in means] + grads
         total = self.exchange.sum_ranks(_flattened(parts))

@@ -85,7 +85,7 @@ def _build_optimizer(config: TrainingConfig, model: nn.Module) -> torch.optim.Op
             settings.lr,
             settings.weight_decay,
             state_dtypes=[getattr(torch, config.ipu.state_dtype)],
-            target=config.ipu.settings(config.run.seed).target,
+            target=config.ipu_settings().target,
         )
     if settings.optimizer in ONLY_ON_IPUS:
         raise ConfigError(

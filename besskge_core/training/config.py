@@ -206,20 +206,6 @@ class IPUConfig:
         False, "under poprun, each of several instances is a run of its own, with its own --out"
     )
 
-    def settings(self, seed: int, stochastic_rounding: bool = False) -> IPUSettings:
-        """The same for a runtime; `seed` is the device's."""
-        return IPUSettings(
-            gradient_accumulation=self.gradient_accumulation,
-            half_partials=self.half_partials,
-            stochastic_rounding=stochastic_rounding,
-            available_memory=self.available_memory,
-            executable_cache=self.executable_cache,
-            target=None if self.ipu_target == "best" else self.ipu_target,
-            seed=seed,
-            library=self.ipu_library,
-            independent=self.independent,
-        )
-
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -241,6 +227,23 @@ class TrainingConfig:
     @property
     def on_ipus(self) -> bool:
         return self.run.device == "ipu"
+
+    def ipu_settings(self) -> IPUSettings:
+        """How the runtime of device ipu compiles this run."""
+        ipu, target = self.ipu, self.ipu.ipu_target
+        return IPUSettings(
+            gradient_accumulation=ipu.gradient_accumulation,
+            half_partials=ipu.half_partials,
+            stochastic_rounding=(
+                self.optimizer.stochastic_rounding and self.model.table_dtype == "float16"
+            ),
+            available_memory=ipu.available_memory,
+            executable_cache=ipu.executable_cache,
+            target=None if target == "best" else target,
+            seed=self.run.seed,
+            library=ipu.ipu_library,
+            independent=ipu.independent,
+        )
 
     def __post_init__(self) -> None:
         for section in (getattr(self, name) for name in self.__dataclass_fields__):
@@ -278,7 +281,7 @@ class TrainingConfig:
             gradient_accumulation=ipu.gradient_accumulation,
         )
         if self.on_ipus:
-            ipu.settings(self.run.seed)  # which checks itself
+            self.ipu_settings()  # which check themselves
             if name == "adam" and self.optimizer.weight_decay:
                 raise ConfigError("adam on IPUs adds weight decay to gradients: give adamw")
         elif (ipu.device_iterations, ipu.gradient_accumulation) != (1, 1):

@@ -169,9 +169,9 @@ class Trainer:
         if not self.is_first:  # other dropout than the first rank
             torch.manual_seed(config.run.seed + 2**32 * self.ranks.rank)
         self.score_fn = self.parts.model.score_fn
-        at_random = config.optimizer.stochastic_rounding and config.model.table_dtype == "float16"
-        ipu = config.ipu.settings(config.run.seed, at_random)
-        self.runtime = make_runtime(self.parts.model, self.ranks, config.run.workers, ipu)
+        self.runtime = make_runtime(
+            self.parts.model, self.ranks, config.run.workers, config.ipu_settings()
+        )
         ranked = [dataset.triples[part] for part in RANKED if part in dataset.triples]
         self.known = KnownTriples.answering(dataset, ranked)
         self.state = RunState(epochs=config.run.epochs)

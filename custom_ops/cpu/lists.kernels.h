@@ -171,7 +171,7 @@ static void unique_row_chunks(const ListJob& job, int64_t u, int64_t begin, int6
   }
 }
 
-// Gradients of distinct rows first to last.
+// Gradients of distinct rows first to last; those of padding, which has no look-ups and no row, are 0.
 template <class Metric>
 static void unique_rows_of(const ListJob& job, int64_t first, int64_t last) {
   constexpr int kCount = Metric::kComplex ? 2 : BESSKGE_WIDTH == 16 ? 8 : 4;
@@ -179,6 +179,11 @@ static void unique_rows_of(const ListJob& job, int64_t first, int64_t last) {
   for (int64_t u = first; u < last; ++u) {
     const int64_t begin = job.run_offsets[u];
     const int64_t end = u + 1 < job.n_unique ? job.run_offsets[u + 1] : job.n_lookup;
+    if (begin == end) {
+      std::memset(job.d_unique + u * job.rows.width, 0,
+                  sizeof(float) * static_cast<size_t>(job.rows.width));
+      continue;
+    }
     int64_t j = 0;
     for (; j + kCount <= n_chunk; j += kCount) {
       unique_row_chunks<Metric, kCount>(job, u, begin, end, j);

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from besskge_core.runtime.ipu.operators import HANDLED, PARTS, with_wide_indices
+from besskge_core.runtime.ipu.operators import (
+    ABOUT_TYPES,
+    HANDLED,
+    PARTS,
+    base_name,
+    with_wide_indices,
+)
 
 from .enums import Error
 
@@ -136,18 +142,11 @@ def custom_op(
 # -- the trace -------------------------------------------------------------------------------------
 
 
-#: What asks about types alone, and no tracer is told of.
-ABOUT_TYPES = ("promote_types", "result_type", "can_cast")
-
-
 class _Rules(TorchDispatchMode):
     """Refuses what the compiler does not know, or what has no fixed shape."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        space, _, name = func.name().partition("::")
-        base = name.partition(".")[0]
-        base = base if base.endswith("__") else base.rstrip("_")
-        base = {"zero": "zeros_like", "fill": "full_like"}.get(base, base)
+        base = base_name(func)
         if base in ("_local_scalar_dense", "item"):
             raise Error(
                 "_local_scalar_dense: a tensor's value is asked for on the host, where a trace has"
@@ -155,7 +154,7 @@ class _Rules(TorchDispatchMode):
             )
         if base in ABOUT_TYPES:
             return func(*args, **(kwargs or {}))
-        if space != "aten" or (base not in HANDLED and base not in PARTS):
+        if func.namespace != "aten" or base not in HANDLED | PARTS:
             raise Error(f"Unsupported ops found in compiled model: [{func.name()}]")
         if base == "index" and any(
             x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]

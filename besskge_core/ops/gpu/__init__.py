@@ -17,6 +17,8 @@ import torch
 MODULES: Dict[str, str] = {
     "best_k": "best_k",
     "gather": "gather",
+    "indexed": "indexed",
+    "indexed_backward": "indexed",
     "pairwise": "pairwise",
     "pairwise_backward": "pairwise",
     "rank_counts": "rank_counts",

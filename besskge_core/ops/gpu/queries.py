@@ -56,23 +56,26 @@ def moved(x, y, r, s, MOVE: constexpr, HEADS: constexpr):
 
 
 @jit
-def answer_score(q, p, a, b, COMPARISON: constexpr, TORUS: constexpr):
-    """The score of a query (q, p) with its answer (a, b)."""
+def answer_score(q, p, a, b, COMPARISON: constexpr, TORUS: constexpr, AXIS: constexpr):
+    """The score of a query (q, p) with its answer (a, b), whose columns lie along an axis."""
     if COMPARISON == "dot":
-        return tl.sum(q * a + p * b, 0)
+        return tl.sum(q * a + p * b, AXIS)
     x, y = way(q, a, a, False, TORUS), way(p, b, b, False, TORUS)
     if COMPARISON == "modulus":
         size = tl.maximum(x * x + y * y, 1e-30, propagate_nan=tl.PropagateNan.ALL)
         # The columns behind the last have no part in it.
-        return -tl.sum(tl.where((x == 0.0) & (y == 0.0), 0.0, tl.sqrt(size)), 0)
+        return -tl.sum(tl.where((x == 0.0) & (y == 0.0), 0.0, tl.sqrt(size)), AXIS)
     if COMPARISON == "l2" or COMPARISON == "torus_l2":
-        return -tl.sqrt_rn(tl.sum(x * x + y * y, 0))
-    return -tl.sum(tl.abs(x) + tl.abs(y), 0)
+        return -tl.sqrt_rn(tl.sum(x * x + y * y, AXIS))
+    return -tl.sum(tl.abs(x) + tl.abs(y), AXIS)
 
 
 @jit
-def answer_gradient(slope, score, q, p, a, b, COMPARISON: constexpr, TORUS: constexpr):
-    """The gradients of a query and of its answer, two halves each."""
+def pair_gradient(slope, q, p, a, b, COMPARISON: constexpr, TORUS: constexpr):
+    """The gradients of a query and of its answer, two halves each.
+
+    slope: of the score; of an L2 distance divided by the score.
+    """
     if COMPARISON == "dot":
         return slope * a, slope * b, slope * q, slope * p
     x, y = way(q, a, a, False, TORUS), way(p, b, b, False, TORUS)
@@ -81,12 +84,19 @@ def answer_gradient(slope, score, q, p, a, b, COMPARISON: constexpr, TORUS: cons
         factor = -slope * tl.rsqrt(size)
         x, y = factor * x, factor * y
     elif COMPARISON == "l2" or COMPARISON == "torus_l2":
-        factor = tl.where(score < 0.0, slope / score, 0.0)
-        x, y = factor * x, factor * y
+        x, y = slope * x, slope * y
     else:
         x = tl.where(x == 0.0, 0.0, tl.where(x > 0.0, -slope, slope))
         y = tl.where(y == 0.0, 0.0, tl.where(y > 0.0, -slope, slope))
     return x, y, -x, -y
+
+
+@jit
+def answer_gradient(slope, score, q, p, a, b, COMPARISON: constexpr, TORUS: constexpr):
+    """:func:`pair_gradient` by the slope of the score alone."""
+    if COMPARISON == "l2" or COMPARISON == "torus_l2":
+        slope = tl.where(score < 0.0, slope / score, 0.0)
+    return pair_gradient(slope, q, p, a, b, COMPARISON, TORUS)
 
 
 @jit
@@ -104,7 +114,7 @@ def query_kernel(
     q, p = as_stored(q, query), as_stored(p, query)
     store_halves(query + b * width, q, p, width, H)
     of_answer, of_answer_too = halves(answer + b * width, width, H)
-    tl.store(score + b, answer_score(q, p, of_answer, of_answer_too, COMPARISON, TORUS))
+    tl.store(score + b, answer_score(q, p, of_answer, of_answer_too, COMPARISON, TORUS, 0))
 
 
 @jit

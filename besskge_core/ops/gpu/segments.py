@@ -42,6 +42,25 @@ def sum_of(values, order, begin, end, stride, d, inside, total, ORDERED: constex
 
 
 @jit
+def whole_segments(begin, end, SEGMENT: constexpr):
+    """The first segment that lies in a run, and the one behind the last."""
+    first = (begin + SEGMENT - 1) // SEGMENT
+    return first, tl.maximum(end // SEGMENT, first)
+
+
+@jit
+def run_at(run_offsets, place, n_run, n_value):
+    """The run that a look-up lies in, and its end."""
+    low, high = place * 0, place * 0 + n_run
+    while high - low > 1:  # the last run that does not begin behind it
+        middle = (low + high) // 2
+        is_before = tl.load(run_offsets + middle) <= place
+        low = tl.where(is_before, middle, low)
+        high = tl.where(is_before, high, middle)
+    return low, tl.load(run_offsets + low + 1, mask=low + 1 < n_run, other=n_value)
+
+
+@jit
 def sum_of_run(
     values, order, partial, begin, end, width, stride, d, inside, total, ORDERED: constexpr,
     SEGMENT: constexpr,
@@ -52,8 +71,7 @@ def sum_of_run(
     """
     if SEGMENT == 0:
         return sum_of(values, order, begin, end, stride, d, inside, total, ORDERED)
-    first = (begin + SEGMENT - 1) // SEGMENT
-    last = tl.maximum(end // SEGMENT, first)
+    first, last = whole_segments(begin, end, SEGMENT)
     is_split = last > first
     rest = tl.where(is_split, first * SEGMENT, end)
     total = sum_of(values, order, begin, rest, stride, d, inside, total, ORDERED)
@@ -81,13 +99,7 @@ def segment_kernel(
     """The sum of a segment, if it is all of one run. Grid: whole segments, blocks of columns."""
     segment = tl.program_id(0)
     begin = segment * SEGMENT
-    low, high = begin * 0, begin * 0 + n_run
-    while high - low > 1:  # the last run that does not begin behind the segment's begin
-        middle = (low + high) // 2
-        is_before = tl.load(run_offsets + middle) <= begin
-        low = tl.where(is_before, middle, low)
-        high = tl.where(is_before, high, middle)
-    end = tl.load(run_offsets + low + 1, mask=low + 1 < n_run, other=n_value)
+    _, end = run_at(run_offsets, begin, n_run, n_value)
     if begin + SEGMENT <= end:
         d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
         inside = d < width

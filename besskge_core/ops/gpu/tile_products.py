@@ -178,7 +178,7 @@ def recomputes(width: int, dtype: torch.dtype) -> bool:
     return has_cores and 0 < width * torch.finfo(dtype).bits // 8 <= NARROW
 
 
-def _padded(x: Tensor, dtype: torch.dtype) -> Tensor:
+def padded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows as wide as a power of two, by zeros."""
     n = max(power_of_two(x.shape[1]), 16)
     return F.pad(x.to(dtype), (0, n - x.shape[1])).contiguous()
@@ -196,7 +196,7 @@ def _mask(excluded: Optional[Tensor], otherwise: Tensor) -> Tensor:
     return otherwise if excluded is None else excluded.contiguous().view(torch.uint8)
 
 
-def _parts(n_query: int, n_row: int) -> Tuple[int, int]:
+def parts_of(n_query: int, n_row: int) -> Tuple[int, int]:
     """Parts of the rows, and rows of a part, whole tiles of them."""
     n_tile = triton.cdiv(n_row, TILE_OTHER)
     n_part = min(n_parts(WARPS * triton.cdiv(n_query, TILE_OWN), n_row), n_tile)
@@ -239,11 +239,11 @@ def softmax_scores(
             part, _ = softmax_log_sum(q @ e[columns].t(), mask, *labels, 0.0, temperature)
             log_sum = torch.logaddexp(log_sum, part)
     elif n_query and n_row:
-        n_part, n_part_row = _parts(n_query, n_row)
+        n_part, n_part_row = parts_of(n_query, n_row)
         found = own.new_empty((n_part, n_query))
-        q = _padded(query, dtype)
+        q = padded(query, dtype)
         products_log_sum_kernel[(triton.cdiv(n_query, TILE_OWN), n_part)](
-            q, _padded(rows, dtype), _mask(excluded, q), found, n_query, n_row, n_part_row,
+            q, padded(rows, dtype), _mask(excluded, q), found, n_query, n_row, n_part_row,
             temperature, **_form(q, excluded),
         )  # fmt: skip
         log_sum = found[0] if n_part == 1 else found.logsumexp(0)
@@ -306,10 +306,10 @@ def _of_narrow(
 ) -> None:
     """Gradients of queries and narrow rows, but for what labels add to them."""
     (n_query, width), n_row = q.shape, len(e)
-    n_part, n_part_row = _parts(n_query, n_row)
+    n_part, n_part_row = parts_of(n_query, n_row)
     of_query = torch.empty((n_part, n_query, width), dtype=torch.float32, device=q.device)
-    wide = _padded(q, q.dtype)
-    given = wide, _padded(e, e.dtype), _mask(excluded, q), log_total, weight
+    wide = padded(q, q.dtype)
+    given = wide, padded(e, e.dtype), _mask(excluded, q), log_total, weight
     query_products_kernel[(triton.cdiv(n_query, TILE_OWN), n_part)](
         *given, of_query, n_query, n_row, width, n_part_row, temperature, **_form(wide, excluded)
     )

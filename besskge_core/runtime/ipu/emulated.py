@@ -17,14 +17,18 @@ from torch import Tensor
 
 from besskge_core.ahead import in_order
 from besskge_core.batch_sampler import Draw, ShardedBatchSampler
-from besskge_core.errors import ConfigError
 from besskge_core.exchange import Exchange, LocalExchange
-from besskge_core.runtime.base import stack_outputs
+from besskge_core.runtime.base import Model, make_dense, stack_outputs
 from besskge_core.runtime.ipu.batches import DeviceBatches
 from besskge_core.runtime.ipu.emulated_optimizers import LAMB, in_float32
 from besskge_core.runtime.ipu.program import Program, check_memory, compile_program
 from besskge_core.runtime.ipu.runtime import IPURuntime, Run
-from besskge_core.runtime.ipu.settings import N_INSTANCE, check_instances
+from besskge_core.runtime.ipu.settings import (
+    N_INSTANCE,
+    IPUSettings,
+    check_instances,
+    updates_of,
+)
 
 #: Bytes of a number of accumulated gradients.
 ACCUMULATOR = 4
@@ -41,11 +45,14 @@ class EmulatedIPURuntime(IPURuntime):
         ProgramError: (of steps) the program breaks a rule, or does not fit.
     """
 
-    programs: Dict[bool, Program]
+    def __init__(
+        self, model: Model, settings: Optional[IPUSettings] = None, n_worker: int = 1
+    ) -> None:
+        super().__init__(model, settings, n_worker)
+        self.programs: Dict[bool, Program] = {}
 
     def _exchange_of(self, n_shard: int) -> Exchange:
         check_instances(self.settings, int(os.environ.get(N_INSTANCE, "1")))
-        self.programs = {}
         return LocalExchange(n_shard)
 
     def dataloader(  # type: ignore[override]
@@ -99,11 +106,7 @@ class EmulatedIPURuntime(IPURuntime):
         def run(columns: Dict[str, Tensor]) -> Dict[str, Tensor]:
             self._compile(columns, optimizer)
             micros = self._split(columns)
-            if len(micros) % n_sum:
-                raise ConfigError(
-                    f"batches_per_step is {len(micros)}, expected a multiple of"
-                    f" gradient_accumulation = {n_sum}"
-                )
+            updates_of(self.settings, len(micros))
             outputs: List[Dict[str, Tensor]] = []
             for micro in micros:
                 out = self.model(**micro)
@@ -116,9 +119,7 @@ class EmulatedIPURuntime(IPURuntime):
         return run
 
     def _update(self, optimizer: torch.optim.Optimizer, parameters: List[Tensor]) -> None:
-        for x in parameters:
-            if x.grad is not None and x.grad.is_sparse:
-                x.grad = x.grad.to_dense()
+        make_dense(parameters)
         with in_float32(parameters, self.settings.stochastic_rounding):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -115,6 +115,21 @@ def check_instances(settings: IPUSettings, n_instance: int) -> None:
         )
 
 
+def updates_of(settings: IPUSettings, n_micro: int, training: bool = True) -> int:
+    """Updates that a call of `n_micro` micro-batches makes; of inference, its micro-batches.
+
+    Raises:
+        ConfigError: they cannot be accumulated.
+    """
+    accumulated = settings.gradient_accumulation if training else 1
+    if n_micro % accumulated:
+        raise ConfigError(
+            f"batches_per_step is {n_micro}, expected a multiple of gradient_accumulation ="
+            f" {accumulated}"
+        )
+    return n_micro // accumulated
+
+
 def make_options(settings: IPUSettings, n_shard: int, n_micro: int, training: bool) -> Any:
     """PopTorch's options of a program.
 
@@ -133,21 +148,16 @@ def make_options(settings: IPUSettings, n_shard: int, n_micro: int, training: bo
     """
     import poptorch
 
-    accumulated = settings.gradient_accumulation if training else 1
-    if n_micro % accumulated:
-        raise ConfigError(
-            f"batches_per_step is {n_micro}, expected a multiple of gradient_accumulation ="
-            f" {accumulated}"
-        )
+    n_update = updates_of(settings, n_micro, training)
     options = poptorch.Options()
     check_instances(settings, options.Distributed.numProcesses)
     if settings.independent:
         options.Distributed.disable()
     options.replicationFactor(n_shard)
-    options.deviceIterations(n_micro // accumulated)
+    options.deviceIterations(n_update)
     options.outputMode(poptorch.OutputMode.All)
     options.showCompilationProgressBar(False)
-    options.Training.gradientAccumulation(accumulated)
+    options.Training.gradientAccumulation(n_micro // n_update)
     # Losses of replicas are means over shards: the whole is their mean.
     options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
     options.Precision.setPartialsType(torch.half if settings.half_partials else torch.float)
