@@ -64,7 +64,7 @@ test-ipu-env:
 # keeps at its end is no leak of ours.
 ASAN := build/asan
 ASAN_TESTS := $(addprefix test_,native.py optim.py scatter_update.py gather.py sample.py pairs.py \
-  sampled_loss.py fused.py softmax_tiles.py rank_counts.py)
+  sampled_loss.py fused.py softmax_tiles.py rank_counts.py best_k.py)
 asan: $(READY)
 	CFLAGS="-fsanitize=address -fno-omit-frame-pointer" LDFLAGS="-fsanitize=address" \
 	  $(BIN)/python setup.py -q build --build-base $(ASAN)-objects --build-lib $(ASAN)

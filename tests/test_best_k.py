@@ -25,7 +25,7 @@ CASES = {  # name -> queries, candidates, filtered, k
     "nothing filtered": (4, 100, 0, 10),
     "no rows": (0, 8, 0, 3),
     "no candidates": (3, 0, 0, 2),
-    "many": (2, 700, 300, 100),
+    "many": (2, 300, 90, 40),
 }
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16,
           "float16": torch.float16}  # fmt: skip
@@ -121,7 +121,8 @@ def test_the_order_in_which_scores_come_changes_nothing(k, dtype):
 
 def test_every_instruction_set_chooses_the_same(instruction_set, dtype, generator):
     for n_column in (1, 3, 16, 63, 64, 65, 130, 1000):
-        check(*sample((3, n_column, n_column, 5), dtype, generator, 10**6))
+        scores = torch.randn(8, n_column, generator=generator).to(dtype)  # the best lie anywhere
+        check(scores, filters(8, n_column, n_column, generator), 5)
 
 
 def test_threads_change_nothing(generator, threads):

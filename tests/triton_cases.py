@@ -134,6 +134,8 @@ def all_products(dtype, width, n_row, add, excludes, n_query=1000):
 
 CASES = {
     "gather float32": lambda: gather(meta(1, 2_500_604, 100), integers(1, 50_000)),
+    "best 1": functools.partial(best, torch.float32, 1),
+    "best 10, parts": functools.partial(best, torch.float32, 10, 1, 2_500_604, 0),
     "captured update": functools.partial(captured_update, "adam"),
     "gather bfloat16": lambda: gather(
         meta(2, 9_000, 256, dtype=torch.bfloat16), integers(2, 999, dtype=torch.int32)
@@ -142,10 +144,8 @@ CASES = {
 }
 for _dtype in (torch.float32, torch.bfloat16):
     CASES[f"ranks {_dtype}"] = functools.partial(ranks, _dtype)
-    for _k in (1, 10, 128):
+    for _k in (10, 128):
         CASES[f"best {_k} {_dtype}"] = functools.partial(best, _dtype, _k)
-        _parts = functools.partial(best, _dtype, _k, n_column=2_500_604, n_filtered=0)
-        CASES[f"best {_k} {_dtype}, parts"] = _parts
     for _margin in (0.0, 0.3):
         CASES[f"softmax {_dtype}, margin {_margin}"] = functools.partial(
             softmax, _dtype, _margin, _margin > 0.0

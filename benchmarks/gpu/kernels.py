@@ -232,7 +232,29 @@ def _all_entities(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
 
     n_byte = 4.0 * n_query * bench.size(40_943, 64)
     name = f"rank counts of {n_query} queries"
-    return [*rows, measured(bench, name, ranking, n_byte, "B", roofs["copy"])]
+    rows.append(measured(bench, name, ranking, n_byte, "B", roofs["copy"]))
+    return rows + _best(bench, roofs)
+
+
+def _best(bench: Bench, roofs: Dict[str, float]) -> List[Row]:
+    n_query, n_known, rows = bench.size(1024, 24), bench.size(50, 3), []
+    for n_row in (bench.size(14_541, 40), bench.size(100_000, 1500)):
+        for k in (10, 100):
+
+            def make(n_row: int = n_row, k: int = k) -> Callable[[], object]:
+                scores = torch.randn(n_query, n_row, device=bench.device)
+                start = n_known * torch.arange(n_query + 1, device=bench.device)
+                known = ops.Filter(
+                    start, torch.arange(n_known, device=bench.device).repeat(n_query)
+                )
+                return lambda: ops.best_k(scores, k, known)
+
+            n_byte = 4.0 * n_query * n_row
+            name = (
+                f"best {k} of {n_row}, of {n_query} queries, filtered, {n_byte / 1e6:.3g} MB read"
+            )
+            rows.append(measured(bench, name, make, n_byte, "B", roofs["copy"]))
+    return rows
 
 
 def _drawing(bench: Bench, roofs: Dict[str, float]) -> List[Row]:

@@ -21,6 +21,7 @@ from benchmarks.table import number
 from besskge_core.ops import (
     LossRule,
     Pairing,
+    best_k,
     gather,
     indexed,
     pairwise,
@@ -219,6 +220,9 @@ def of_tiles(n: int) -> Iterator[Operation]:
 
     yield Operation(f"rank_counts, 512 x {n}", lambda: rank_counts(scores, truth), compared,
                     "comparisons and sums", 4.0 * scores.numel(), "copy GB/s")  # fmt: skip
+    yield Operation(f"best_k, 10 of 512 x {n}", lambda: best_k(scores, 10),
+                    lambda: scores.topk(10, 1), "topk", 4.0 * scores.numel(),
+                    "copy GB/s")  # fmt: skip
 
 
 def as_markdown(found: Dict[str, Any]) -> List[str]:

@@ -20,8 +20,8 @@ from torch import Tensor
 from besskge_core.ops.gpu.language import constexpr, jit, power_of_two, tl, triton
 from besskge_core.ops.gpu.pairwise import n_parts
 
-#: Lanes of a part, and columns that a lane has at most.
-BLOCK_T, DEPTH = 1024, 16
+#: Lanes of a part, and columns at most that are looked at again.
+BLOCK_T, AGAIN = 1024, 2048
 
 #: Warps of a program.
 N_WARP = 2
@@ -130,7 +130,8 @@ def best_kernel(
     if DEPTH_LEVEL > 0:
         top = first + (column_of(key) - first) % BLOCK_T
         column = top[:, None] + BLOCK_T * tl.arange(0, 1 << DEPTH_LEVEL)[None, :]
-        inside = (key != -(2**63))[:, None] & (column < end)
+        # A lane without columns looks like the last lane, which then has none either.
+        inside = column < end
         x = score_at(scores, marks, column, inside, column_stride, FILTERED)
         key = best_of(key_of(x, column, inside), DEPTH_LEVEL, K)
     if WHOLE:
@@ -164,7 +165,7 @@ def best_k(
     n_kept, n_lane = power_of_two(shape[1]), min(power_of_two(n_column), BLOCK_T)
     n_block = triton.cdiv(n_column, n_lane)
     n_deep = triton.cdiv(n_block, min(n_parts(N_WARP * n_query, n_column), n_block))
-    n_deep = min(n_deep, DEPTH)
+    n_deep = min(n_deep, max(AGAIN // n_kept, 1))
     n_part = triton.cdiv(n_block, n_deep)
     keys = scores.new_empty((n_query, n_part, n_kept), dtype=torch.int64)
     n_word = triton.cdiv(n_column, 32)
