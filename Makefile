@@ -31,6 +31,8 @@ PYTHON38 ?= $(shell for python in python3.8 "$${PYENV_ROOT:-$$HOME/.pyenv}"/vers
 VENV38 ?= .venv-ipu
 TORCH38 ?= torch
 COVERAGE ?= --cov --cov-report=term
+# Processes of pytest, each with whole files, whose fixtures are made once.
+WORKERS ?= -n auto --maxprocesses 8 --dist loadfile
 # A file of versions for pip to keep to, or none.
 CONSTRAINTS ?=
 
@@ -48,7 +50,7 @@ train: $(READY)
 	  --out runs/$(CONFIG:$(DATASET)-complex=$(DATASET)) --overwrite $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(COVERAGE) $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(COVERAGE) $(ARGS)
 
 # All tests: the IPU's runtime imports two thirds of the package, and who uses it the rest beside it.
 # No coverage is asked for, as the Triton of that torch is too old for the kernels of GPUs.
@@ -64,7 +66,7 @@ test-ipu-env:
 # keeps at its end is no leak of ours.
 ASAN := build/asan
 ASAN_TESTS := $(addprefix test_,native.py optim.py scatter_update.py gather.py sample.py pairs.py \
-  sampled_loss.py fused.py softmax_tiles.py rank_counts.py best_k.py)
+  sampled_loss.py fused.py indexed.py softmax_tiles.py rank_counts.py best_k.py)
 asan: $(READY)
 	CFLAGS="-fsanitize=address -fno-omit-frame-pointer" LDFLAGS="-fsanitize=address" \
 	  $(BIN)/python setup.py -q build --build-base $(ASAN)-objects --build-lib $(ASAN)
