@@ -24,8 +24,8 @@ from besskge_core.ops.native import NATIVE, register_fake
 class RowPlan(NamedTuple):
     """Look-ups grouped by row.
 
-    A padded plan has U = K + 1 whatever is looked up: behind the distinct rows come slots whose row is
-    the number of all rows, which is none of them, and which no look-up belongs to.
+    A padded plan has the same U whatever is looked up (:func:`slots_of`): behind the distinct rows come
+    slots whose row is the number of all rows, which is none of them, and which no look-up belongs to.
 
     Attributes:
         unique_rows: int64 (U,), rising but for padding.
@@ -88,17 +88,26 @@ def plan_rows_padded(rows: Tensor, n_row: int) -> RowPlan:
         n_row: rows of all tables, laid end to end.
 
     Returns:
-        A padded plan, of (..., K + 1), (..., K + 1) and (..., K).
+        A padded plan, of (..., U), (..., U) and (..., K), with U of :func:`slots_of`.
     """
     narrow = rows.int() if n_row < 2**31 else rows  # half as much to sort
     grouped, order = torch.sort(narrow, stable=True)
     starts = torch.ones_like(order, dtype=torch.bool)
     torch.ne(grouped[..., 1:], grouped[..., :-1], out=starts[..., 1:])
     slot = torch.cumsum(starts, dim=-1)  # from 1
-    wanted = torch.arange(1, rows.shape[-1] + 2, device=rows.device)
+    wanted = torch.arange(1, slots_of(rows.shape[-1], n_row) + 1, device=rows.device)
     offsets = torch.searchsorted(slot, wanted.expand(*rows.shape[:-1], -1).contiguous())
     padded = F.pad(grouped.long(), (0, 1), value=n_row)
     return RowPlan(padded.gather(-1, offsets), offsets, order)
+
+
+def slots_of(n_look_up: int, n_row: int) -> int:
+    """U of a padded plan: more than there can be distinct rows.
+
+    It is never the number of look-ups, by which sums of rows are told from what is to be summed.
+    """
+    n_slot = min(n_look_up, n_row) + 1
+    return n_slot + (n_slot == n_look_up)
 
 
 def rows_of_sums(plan: RowPlan, n_row: int) -> Tensor:
@@ -108,7 +117,7 @@ def rows_of_sums(plan: RowPlan, n_row: int) -> Tensor:
     last row there is.
     """
     unique = plan.unique_rows
-    if len(unique) <= len(plan.order):
+    if len(unique) <= min(len(plan.order), n_row):
         return unique
     return torch.where(unique < n_row, unique, unique[:1].clamp(max=n_row - 1))
 

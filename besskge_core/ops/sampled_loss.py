@@ -193,10 +193,15 @@ class _SampledLoss(torch.autograd.Function):
         if found is None:
             raise RuntimeError("the sampled loss has one backward pass, this is another")
         rows, relations, entry = found
-        if not grad.is_cpu or float(grad) != 1.0:  # to look at it on a GPU would wait for that
-            rows, relations = rows.mul_(grad), relations.mul_(grad)
-        rows, relations = (x.to(dtype) for x, dtype in zip((rows, relations), ctx.dtypes))
+        rows, relations = (_times(x, grad, to) for x, to in zip((rows, relations), ctx.dtypes))
         return (sparse_gradient(entry, rows, ctx.shape), relations, *[None] * 7)
+
+
+def _times(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product in a dtype, by one pass; in the place of x, if it has the dtype."""
+    if factor.is_cpu and float(factor) == 1.0:  # to look at it on a GPU would wait for that
+        return x.to(dtype)
+    return torch.mul(x, factor, out=x if x.dtype == dtype else torch.empty_like(x, dtype=dtype))
 
 
 def reference(

@@ -244,13 +244,15 @@ class ResidentRuntime(LocalRuntime):
             return super()._checked(loss, plan)
         goes_on = self._is_finite.logical_and_(torch.isfinite(loss))
         self._clock.hold(goes_on)
+        table = self.model.entity_embedding
         for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                grad = parameter.grad
-                (grad._values() if grad.is_sparse else grad).masked_fill_(~goes_on, 0.0)
+            grad = parameter.grad
+            if grad is None or (grad.is_sparse and parameter is table and plan is not None):
+                continue  # of rows that are named below
+            (grad._values() if grad.is_sparse else grad).masked_fill_(~goes_on, 0.0)
         if plan is None:
             return None
-        none = self.model.entity_embedding[..., 0].numel()  # padding, which changes nothing
+        none = table[..., 0].numel()  # padding, which changes nothing
         return plan._replace(unique_rows=torch.where(goes_on, plan.unique_rows, none))
 
     def _look(self) -> None:
