@@ -73,12 +73,14 @@ def reference(
     kept = scores.masked_fill(scores.isnan(), -math.inf)
     if filtered is not None:
         kept[filtered.places(first, scores.shape[1])] = -math.inf
-    # Sorting all is the meaning; choosing is faster, but leaves open which of equal ones it takes.
     if is_traced() or k >= scores.shape[1]:
         return _sorted(kept, k)
+    # Faster than sorting all, but leaves open which of equal scores are taken, and in which order.
     score, column = kept.topk(k + 1, dim=1)
-    tied = (score[:, 1:] == score[:, :-1]).any(1)
-    score, column = score[:, :k].clone(), column[:, :k].clone()
+    tied = score[:, k - 1] == score[:, k]
+    column = column[:, :k].sort(dim=1)[0]
+    score, order = _sorted(kept.gather(1, column), k)
+    column = column.gather(1, order)
     score[tied], column[tied] = _sorted(kept[tied], k)
     return score, column
 
