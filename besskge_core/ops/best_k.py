@@ -70,7 +70,10 @@ def reference(
     scores: Tensor, k: int, filtered: Optional[Filter], first: int
 ) -> Tuple[Tensor, Tensor]:
     """The meaning of :func:`best_k`, in plain torch."""
-    kept = scores.masked_fill(scores.isnan(), -math.inf)
+    if is_traced():  # nan_to_num cannot be compiled for an IPU
+        kept = scores.masked_fill(scores.isnan(), -math.inf)
+    else:
+        kept = scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     if filtered is not None:
         kept[filtered.places(first, scores.shape[1])] = -math.inf
     if is_traced() or k >= scores.shape[1]:
