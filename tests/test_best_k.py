@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support import needs_opcheck
+from support import needs_half, needs_opcheck
 
 from besskge_core.errors import ConfigError, ShapeError
 from besskge_core.ops import Filter, best_k
@@ -27,11 +27,10 @@ CASES = {  # name -> queries, candidates, filtered, k
     "no candidates": (3, 0, 0, 2),
     "many": (2, 300, 90, 40),
 }
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16,
-          "float16": torch.float16}  # fmt: skip
+HALF = pytest.param(torch.float16, marks=needs_half, id="float16")
 
 
-@pytest.fixture(params=DTYPES.values(), ids=DTYPES)
+@pytest.fixture(params=[torch.float32, torch.float64, torch.bfloat16, HALF], ids=str)
 def dtype(request):
     return request.param
 
@@ -134,7 +133,7 @@ def test_threads_change_nothing(generator, threads):
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
 def test_there_is_no_gradient(dtype):
     score, _ = best_k(torch.zeros(2, 3, dtype=dtype, requires_grad=True), 2)
     assert not score.requires_grad

@@ -70,15 +70,20 @@ def reference(
     scores: Tensor, k: int, filtered: Optional[Filter], first: int
 ) -> Tuple[Tensor, Tensor]:
     """The meaning of :func:`best_k`, in plain torch."""
-    kept = scores.masked_fill(scores.isnan(), -math.inf)
+    if is_traced():  # nan_to_num cannot be compiled for an IPU
+        kept = scores.masked_fill(scores.isnan(), -math.inf)
+    else:
+        kept = scores.nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
     if filtered is not None:
         kept[filtered.places(first, scores.shape[1])] = -math.inf
-    # Sorting all is the meaning; choosing is faster, but leaves open which of equal ones it takes.
     if is_traced() or k >= scores.shape[1]:
         return _sorted(kept, k)
+    # Faster than sorting all, but leaves open which of equal scores are taken, and in which order.
     score, column = kept.topk(k + 1, dim=1)
-    tied = (score[:, 1:] == score[:, :-1]).any(1)
-    score, column = score[:, :k].clone(), column[:, :k].clone()
+    tied = score[:, k - 1] == score[:, k]
+    column = column[:, :k].sort(dim=1)[0]
+    score, order = _sorted(kept.gather(1, column), k)
+    column = column.gather(1, order)
     score[tied], column[tied] = _sorted(kept[tied], k)
     return score, column
 
