@@ -47,6 +47,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """Whatever ran before in this process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def plain(monkeypatch):
     """Operations are plain torch, as where no native library serves."""
