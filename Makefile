@@ -31,8 +31,8 @@ PYTHON38 ?= $(shell for python in python3.8 "$${PYENV_ROOT:-$$HOME/.pyenv}"/vers
 VENV38 ?= .venv-ipu
 TORCH38 ?= torch
 COVERAGE ?= --cov --cov-report=term
-# Processes of pytest, each with whole files, whose fixtures are made once.
-WORKERS ?= -n auto --maxprocesses 8 --dist loadfile
+# Processes of pytest, each with tests that follow one another, which share fixtures.
+WORKERS ?= -n auto --maxprocesses 8 --dist worksteal
 # A file of versions for pip to keep to, or none.
 CONSTRAINTS ?=
 
