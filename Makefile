@@ -31,7 +31,8 @@ PYTHON38 ?= $(shell for python in python3.8 "$${PYENV_ROOT:-$$HOME/.pyenv}"/vers
 VENV38 ?= .venv-ipu
 TORCH38 ?= torch
 COVERAGE ?= --cov --cov-report=term
-# Processes of pytest, each with tests that follow one another, which share fixtures.
+# Processes of pytest, each with tests that follow one another, which share fixtures. Threads of OpenMP
+# that wait by spinning would keep the others from their processors.
 WORKERS ?= -n auto --maxprocesses 8 --dist worksteal
 # A file of versions for pip to keep to, or none.
 CONSTRAINTS ?=
@@ -50,7 +51,7 @@ train: $(READY)
 	  --out runs/$(CONFIG:$(DATASET)-complex=$(DATASET)) --overwrite $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(WORKERS) $(COVERAGE) $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(WORKERS) $(COVERAGE) $(ARGS)
 
 # All tests: the IPU's runtime imports two thirds of the package, and who uses it the rest beside it.
 # No coverage is asked for, as the Triton of that torch is too old for the kernels of GPUs.
