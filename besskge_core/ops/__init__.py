@@ -29,6 +29,6 @@ from besskge_core.ops.tile_products import (
 __all__ = [
     "Filter", "Logits", "LossRule", "Pairing", "Rounding", "RowPlan", "Rule", "Scored", "Slope",
     "best_k", "buffer", "gather", "indexed", "inner_products", "pairwise", "plan_rows",
-    "prefer_huge_pages", "rank_counts", "sampled_loss", "scatter_update", "softmax_gradient", "softmax_gradients",
-    "softmax_log_sum", "softmax_scores", "sparse_rows", "sum_rows", "take_columns",
+    "prefer_huge_pages", "rank_counts", "sampled_loss", "scatter_update", "softmax_gradient",
+    "softmax_gradients", "softmax_log_sum", "softmax_scores", "sparse_rows", "sum_rows", "take_columns",
 ]  # fmt: skip

@@ -46,15 +46,14 @@ def best_k(
         ShapeError: on other shapes.
         ConfigError: k is below 1.
     """
-    sizes = match_shapes(scores=(scores, "Q T"))
+    match_shapes(scores=(scores, "Q T"))
     if k < 1:
         raise ConfigError(f"k must be at least 1, got {k}")
     if not _is_native(scores, k):
         with torch.no_grad():
             return reference(scores, k, filtered, first)
     if filtered is None:
-        none = torch.zeros(sizes["Q"] + 1, dtype=torch.int64, device=scores.device)
-        filtered = Filter(none, none[:0])
+        filtered = Filter.none(scores)
     found: Tuple[Tensor, Tensor] = torch.ops.besskge.best_k(scores.detach(), *filtered, k, first)
     return found
 

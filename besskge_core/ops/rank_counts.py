@@ -35,6 +35,12 @@ class Filter(NamedTuple):
         queries = torch.arange(n_query + 1, device=query.device)
         return cls(torch.searchsorted(query.contiguous(), queries), column)
 
+    @classmethod
+    def none(cls, scores: Tensor) -> Filter:
+        """Of no candidates of the queries with these scores (Q, T)."""
+        start = torch.zeros(len(scores) + 1, dtype=torch.int64, device=scores.device)
+        return cls(start, start[:0])
+
     @property
     def query(self) -> Tensor:
         """int64 (K,), the query of each column."""
@@ -77,8 +83,7 @@ def rank_counts(
         row = torch.arange(len(scores), device=scores.device)
     match_shapes(answer_score=(answer_score, "A"), row=(row, "A"))
     if filtered is None:
-        none = torch.zeros(len(scores) + 1, dtype=torch.int64, device=scores.device)
-        filtered = Filter(none, none[:0])
+        filtered = Filter.none(scores)
     if native.serves("rank_counts", scores, *_NATIVE_DTYPES):
         counts: Tuple[Tensor, Tensor] = torch.ops.besskge.rank_counts(
             scores, answer_score, row, *filtered, first
